@@ -1,0 +1,1 @@
+"""The native engine: configuration, measurement, and the process that runs them. Knows nothing of the search."""

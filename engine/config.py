@@ -1,0 +1,85 @@
+"""What can be set: one frozen value for a complete way to run a model."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Policy(StrEnum):
+    """How the hot-expert cache ranks experts for its slots."""
+
+    HEAT = "heat"
+    LRU = "lru"
+    STATIC = "static"
+
+
+class KvType(StrEnum):
+    """KV-cache types libllama accepts, by the name llama.cpp's own flags use. `bpv` in `KV_BITS_PER_VALUE`."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+    IQ4_NL = "iq4_nl"
+
+
+# Bits a value, block scales included (block bytes * 8 / block length in ggml's type table).
+KV_BITS_PER_VALUE: dict[KvType, float] = {
+    KvType.F32: 32.0,
+    KvType.F16: 16.0,
+    KvType.BF16: 16.0,
+    KvType.Q8_0: 8.5,
+    KvType.Q5_1: 6.0,
+    KvType.Q5_0: 5.5,
+    KvType.Q4_1: 5.0,
+    KvType.Q4_0: 4.5,
+    KvType.IQ4_NL: 4.5,
+}
+
+
+@dataclass(frozen=True)
+class CacheKnobs:
+    """Settings of the hot-expert cache; every one can change while the model stays loaded.
+
+    slots: expert slots a layer in the fast tier; 0 keeps the plugin loaded and the cache off.
+    interval_tokens: tokens between two rebalances. hysteresis: how many times hotter a newcomer must be than
+    the resident it replaces. promotions: most experts promoted at one rebalance of one layer.
+    min_sightings: times an expert must have been routed to before it may be promoted.
+    dwell_tokens: tokens a newcomer is safe from eviction. half_life_tokens: tokens after which heat counts half.
+    """
+
+    slots: int
+    interval_tokens: int = 4
+    hysteresis: float = 1.25
+    promotions: int = 2
+    policy: Policy = Policy.HEAT
+    min_sightings: int = 2
+    dwell_tokens: int = 16
+    half_life_tokens: float = 128.0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One complete way to run a model.
+
+    device: ggml name of the fast tier ("CUDA0", "EMU0", "CPU"), None for plain CPU.
+    gpu_layers: layers whose dense part lies on `device` (llama.cpp's -ngl; n_layers + 1 includes the output).
+    ram_expert_layers: the experts of the first so many layers lie in RAM (llama.cpp's -ncmoe).
+    cache: None is stock llama.cpp, the plugin not even loaded. repack: llama.cpp's repacked CPU layout
+    (`use_extra_bufts`), which the plugin's own weights cannot use.
+    """
+
+    n_ctx: int
+    n_threads: int
+    n_ubatch: int = 512
+    type_k: KvType = KvType.F16
+    type_v: KvType = KvType.F16
+    device: str | None = None
+    gpu_layers: int = 0
+    ram_expert_layers: int = 0
+    cache: CacheKnobs | None = None
+    repack: bool = True
+    mmap: bool = True

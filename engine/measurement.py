@@ -1,0 +1,116 @@
+"""What a measurement returns: numbers with their raw samples, or a typed failure. Never a fake score."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Protocol
+
+from moetune.engine.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The fixed tokens every configuration is measured on, so that routing is the same and comparisons are paired.
+
+    depth_tokens are put into the KV cache untimed; prompt_tokens are timed as pp; reply_tokens are decoded one by one,
+    teacher-forced, and timed as tg after the first `warmup_tokens` of them.
+    """
+
+    name: str
+    depth_tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
+    reply_tokens: tuple[int, ...]
+    warmup_tokens: int
+
+    @property
+    def n_ctx_needed(self) -> int:
+        """Positions the trace occupies."""
+        return len(self.depth_tokens) + len(self.prompt_tokens) + len(self.reply_tokens)
+
+
+@dataclass(frozen=True)
+class CacheCounters:
+    """Sums over the layers and the timed tokens of one measurement. bytes_moved: promotions over the link."""
+
+    hits: int
+    misses: int
+    promotions: int
+    bytes_moved: int
+    hot_s: float
+    cold_s: float
+    wait_s: float
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of routed (token, expert) pairs served by the fast tier; None when nothing was routed."""
+        pairs = self.hits + self.misses
+        return self.hits / pairs if pairs else None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One configuration on one trace.
+
+    pp_samples_s: seconds of each timed prompt pass (n_prompt tokens each). tg_samples_s: seconds of each timed decoded
+    token. fast_bytes: device memory in use by the model, its context and the slots; slots: slots a layer really held,
+    which is fewer than asked for when the fast tier was too small. load_s: seconds a (re)load cost, 0 when none.
+    """
+
+    n_prompt: int
+    pp_samples_s: tuple[float, ...]
+    tg_samples_s: tuple[float, ...]
+    fast_bytes: int
+    slots: int
+    counters: CacheCounters | None
+    load_s: float
+
+    @property
+    def pp_tps(self) -> float:
+        """Prompt processing, tokens a second (median pass)."""
+        return self.n_prompt / median(self.pp_samples_s)
+
+    @property
+    def tg_tps(self) -> float:
+        """Token generation, tokens a second over all timed tokens: a mean, because stalls count."""
+        return len(self.tg_samples_s) / sum(self.tg_samples_s)
+
+    def turn_s(self, prompt_tokens: int, reply_tokens: int) -> float:
+        """Seconds for one request of `prompt_tokens` in and `reply_tokens` out at the measured depth."""
+        return prompt_tokens / self.pp_tps + reply_tokens / self.tg_tps
+
+
+class FailureReason(StrEnum):
+    """Why a configuration has no measurement."""
+
+    OUT_OF_MEMORY = "out of memory"
+    CRASHED = "engine process crashed"
+    HUNG = "time limit reached"
+    LOAD_FAILED = "model did not load"
+    CONTEXT_FAILED = "context could not be created"
+    DECODE_FAILED = "decode failed"
+    REFUSED = "engine refused the configuration"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial without a measurement. detail: the engine's last words, one or two lines."""
+
+    reason: FailureReason
+    detail: str
+
+
+class Runner(Protocol):
+    """Measures configurations of one model. The real one keeps an engine process alive across calls.
+
+    `measure` never raises for what a configuration does to the engine: that is a `Failed`. It may reload or restart the
+    process when the placement differs from the last call's. `time_limit_s` covers everything including a reload.
+    """
+
+    def measure(self, config: EngineConfig, trace: Trace, *, passes: int, time_limit_s: float) -> Measurement | Failed:
+        """Measure one configuration; `passes` timed prompt passes."""
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Tokens of `text` in the model's vocabulary, without special tokens."""
+
+    def close(self) -> None:
+        """End the engine process."""
