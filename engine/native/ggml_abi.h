@@ -59,6 +59,9 @@ struct ggml_backend_buffer {
 ggml_backend_buffer_t ggml_backend_buffer_init(ggml_backend_buffer_type_t, ggml_backend_buffer_i iface, void * context,
                                                size_t size_bytes);
 
+// Exported by libggml-base: writes to whatever log callback the host program has set.
+void ggml_log_internal(ggml_log_level level, const char * format, ...);
+
 struct ggml_backend_i {
     const char * (*get_name)(ggml_backend_t);
     void (*free)(ggml_backend_t);
@@ -95,7 +98,7 @@ struct ggml_backend_device_i {
     const char * (*get_name)(ggml_backend_dev_t);
     const char * (*get_description)(ggml_backend_dev_t);
     void (*get_memory)(ggml_backend_dev_t, size_t * free_bytes, size_t * total_bytes);
-    ggml_backend_dev_type (*get_type)(ggml_backend_dev_t);
+    enum ggml_backend_dev_type (*get_type)(ggml_backend_dev_t);
     void (*get_props)(ggml_backend_dev_t, ggml_backend_dev_props *);
     ggml_backend_t (*init_backend)(ggml_backend_dev_t, const char * params);
     ggml_backend_buffer_type_t (*get_buffer_type)(ggml_backend_dev_t);

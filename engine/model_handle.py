@@ -1,0 +1,218 @@
+"""A model and a context in this process, on llama-cpp-python's low-level API. Owned by one worker."""
+
+import codecs
+import ctypes
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import llama_cpp.llama_cpp as llama
+
+from moetune.engine.config import EngineConfig, KvType
+from moetune.engine.generation import GenerationRequest
+from moetune.engine.library import device_handle, ggml
+from moetune.engine.measurement import Failed, FailureReason
+from moetune.engine.native_log import NativeLog
+
+# Where llama.cpp's own -ncmoe finds a layer's routed experts.
+_EXPERTS_OF_LAYER = r"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+
+_GGML_TYPE = {
+    KvType.F32: 0,
+    KvType.F16: 1,
+    KvType.Q4_0: 2,
+    KvType.Q4_1: 3,
+    KvType.Q5_0: 6,
+    KvType.Q5_1: 7,
+    KvType.Q8_0: 8,
+    KvType.IQ4_NL: 20,
+    KvType.BF16: 30,
+}
+
+_BATCH_TOKENS = 2048
+
+
+class EngineFailure(Exception):
+    """The engine could not do what was asked; becomes a `Failed` on the wire. Never leaves the worker process."""
+
+    def __init__(self, reason: FailureReason, detail: str) -> None:
+        super().__init__(detail)
+        self.failed = Failed(reason, detail)
+
+
+class _BufferOverride(ctypes.Structure):
+    """`llama_model_tensor_buft_override`: a regular expression over tensor names and where those tensors go."""
+
+    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]
+
+
+class ModelHandle:
+    """One loaded model; at most one context at a time. Close it before another is opened on the same device."""
+
+    def __init__(self, path: Path, log: NativeLog, config: EngineConfig | None) -> None:
+        """Load `path` as `config` places it; config None loads the vocabulary only. Raises EngineFailure."""
+        self._log = log
+        self._context: int | None = None
+        self.n_ctx = 0
+        params = llama.llama_model_default_params()
+        params.vocab_only = config is None
+        self._pointed_at: list[object] = []
+        if config is not None:
+            _place(params, config, self._pointed_at)
+        log.clear()
+        self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise EngineFailure(log.failure(FailureReason.LOAD_FAILED), log.last_words())
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_vocab = llama.llama_vocab_n_tokens(self._vocab)
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        self.close_context()
+        if self._model:
+            llama.llama_model_free(self._model)
+            self._model = None
+
+    def open_context(self, config: EngineConfig) -> None:
+        """Replace the context by one with this configuration's size, types and threads. Raises EngineFailure."""
+        self.close_context()
+        params = llama.llama_context_default_params()
+        params.n_ctx = config.n_ctx
+        params.n_batch = min(config.n_ctx, _BATCH_TOKENS)
+        params.n_ubatch = min(config.n_ubatch, params.n_batch)
+        params.type_k, params.type_v = _GGML_TYPE[config.type_k], _GGML_TYPE[config.type_v]
+        params.n_threads = params.n_threads_batch = config.n_threads
+        params.offload_kqv = config.gpu_layers > 0
+        self._log.clear()
+        context = llama.llama_init_from_model(self._model, params)
+        if not context:
+            raise EngineFailure(self._log.failure(FailureReason.CONTEXT_FAILED), self._log.last_words())
+        self._context = context
+        self._memory = llama.llama_get_memory(context)
+        self._n_batch = params.n_batch
+        self.n_ctx = llama.llama_n_ctx(context)
+
+    def close_context(self) -> None:
+        """Free the context, if there is one."""
+        if self._context is not None:
+            llama.llama_free(self._context)
+            self._context = None
+
+    def set_threads(self, n_threads: int) -> None:
+        """Change the thread count of the open context."""
+        llama.llama_set_n_threads(self._context, n_threads, n_threads)
+
+    def clear(self) -> None:
+        """Empty the KV cache."""
+        llama.llama_memory_clear(self._memory, True)
+
+    def forget_from(self, position: int) -> bool:
+        """Drop the KV cache from `position` on; False when this model's memory cannot be cut (recurrent layers)."""
+        return bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure."""
+        for start in range(0, len(tokens), self._n_batch):
+            chunk = tokens[start : start + self._n_batch]
+            array = (llama.llama_token * len(chunk))(*chunk)
+            self._log.clear()
+            status = llama.llama_decode(self._context, llama.llama_batch_get_one(array, len(chunk)))
+            if status != 0:
+                reason = self._log.failure(FailureReason.DECODE_FAILED)
+                raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
+        llama.llama_synchronize(self._context)
+
+    def timed_decode(self, tokens: Sequence[int]) -> float:
+        """Seconds `decode` takes."""
+        start = time.perf_counter()
+        self.decode(tokens)
+        return time.perf_counter() - start
+
+    def logits(self) -> "ctypes.Array[ctypes.c_float]":
+        """Logits of the last decoded token, n_vocab floats, valid until the next decode."""
+        pointer = llama.llama_get_logits_ith(self._context, -1)
+        return ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.n_vocab)).contents
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of `text`; `special` adds BOS where the model wants it and reads control tokens."""
+        raw = text.encode()
+        room = len(raw) + 16
+        array = (llama.llama_token * room)()
+        n = llama.llama_tokenize(self._vocab, raw, len(raw), array, room, special, special)
+        if n < 0:
+            raise EngineFailure(FailureReason.DECODE_FAILED, f"text needs {-n} tokens, {room} were expected at most")
+        return list(array[:n])
+
+    def stream(self, tokens: Sequence[int], request: GenerationRequest) -> Iterator[str]:
+        """Sampled text after `tokens` have been decoded; ends at the model's own end or the request's limit.
+
+        The generator's return value is (tokens generated, "end" or "limit").
+        """
+        sampler = self._sampler(request)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        piece = ctypes.create_string_buffer(512)
+        position, n_reply, stopped = len(tokens), 0, "limit"
+        try:
+            while n_reply < request.max_tokens and position < self.n_ctx:
+                token = llama.llama_sampler_sample(sampler, self._context, -1)
+                if llama.llama_vocab_is_eog(self._vocab, token):
+                    stopped = "end"
+                    break
+                n_bytes = llama.llama_token_to_piece(self._vocab, token, piece, len(piece), 0, False)
+                n_reply += 1
+                yield decoder.decode(piece.raw[: max(n_bytes, 0)])
+                self.decode([token])
+                position += 1
+            yield decoder.decode(b"", final=True)
+        finally:
+            llama.llama_sampler_free(sampler)
+        return n_reply, stopped
+
+    def _sampler(self, request: GenerationRequest) -> int:
+        chain: int = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if request.temperature <= 0:
+            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
+            return chain
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_k(40))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_min_p(0.05, 1))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(request.temperature))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(request.seed))
+        return chain
+
+    def chat_prompt(self, text: str) -> str:
+        """`text` as a user's message in the model's own chat template. Raises EngineFailure when it has none."""
+        template = llama.llama_model_chat_template(self._model, None)
+        if not template:
+            raise EngineFailure(FailureReason.REFUSED, "this model has no chat template; use raw text (--raw)")
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        def special(token: int) -> str:
+            return llama.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
+
+        formatter = Jinja2ChatFormatter(
+            template=template.decode(),
+            eos_token=special(llama.llama_vocab_eos(self._vocab)),
+            bos_token=special(llama.llama_vocab_bos(self._vocab)),
+        )
+        return str(formatter(messages=[{"role": "user", "content": text}]).prompt)
+
+
+def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: list[object]) -> None:
+    """Translate a placement into llama.cpp's model parameters. `keep_alive` owns what `params` points at."""
+    on_device = config.device not in (None, "CPU")
+    handle = device_handle(str(config.device)) if on_device else None
+    if on_device and handle is None:
+        raise EngineFailure(FailureReason.REFUSED, f"no ggml device {config.device}")
+    devices = (ctypes.c_void_p * 2)(handle, None)
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.n_gpu_layers = config.gpu_layers if on_device else 0
+    params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if config.mmap else llama.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = config.repack
+    keep_alive.append(devices)
+    if not on_device or config.ram_expert_layers == 0:
+        return
+    cpu = ggml().ggml_backend_cpu_buffer_type()
+    patterns = [_EXPERTS_OF_LAYER.format(layer=i) for i in range(config.ram_expert_layers)]
+    overrides = (_BufferOverride * (len(patterns) + 1))(*(_BufferOverride(p.encode(), cpu) for p in patterns))
+    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    keep_alive.append(overrides)

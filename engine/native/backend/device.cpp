@@ -1,0 +1,203 @@
+#include "device.h"
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "backend.h"
+#include "engine.h"
+#include "routed_ffn.h"
+
+namespace hotcache {
+
+namespace {
+
+ggml_backend_dev_t cpu_device() { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
+
+// ggml's tables hold plain function pointers, so what they share is reached from one registration.
+struct Registration {
+    Engine engine;
+    ggml_backend_buffer_type buffer_type{};
+    ggml_backend_device device{};
+    ggml_backend_reg reg{};
+    // A buffer of ours is the CPU's under another type; its own way to be freed is called last.
+    std::mutex mutex;
+    std::unordered_map<ggml_backend_buffer_t, void (*)(ggml_backend_buffer_t)> free_functions;
+};
+
+Registration & registration();
+
+// Expert weights stay plain host memory in ggml's own layout. The type of their own is what makes the scheduler hand
+// their products to this backend.
+void buffer_free(ggml_backend_buffer_t buffer) {
+    Registration & r = registration();
+    r.engine.forget_buffer(buffer);
+    void (*free_memory)(ggml_backend_buffer_t) = nullptr;
+    {
+        const std::lock_guard<std::mutex> lock(r.mutex);
+        const auto found = r.free_functions.find(buffer);
+        free_memory = found->second;
+        r.free_functions.erase(found);
+    }
+    if (free_memory != nullptr) { free_memory(buffer); }
+}
+
+ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+    registration().engine.note_weight(buffer, tensor);
+    return GGML_STATUS_SUCCESS;
+}
+
+ggml_backend_buffer_t adopt(ggml_backend_buffer_t buffer) {
+    if (buffer == nullptr) { return nullptr; }
+    Registration & r = registration();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    r.free_functions[buffer] = buffer->iface.free_buffer;
+    buffer->iface.free_buffer = buffer_free;
+    buffer->iface.init_tensor = buffer_init_tensor;
+    buffer->buft = &r.buffer_type;
+    return buffer;
+}
+
+const char * buft_name(ggml_backend_buffer_type_t) { return "HOTCACHE"; }
+ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t size_bytes) {
+    return adopt(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(cpu_device()), size_bytes));
+}
+size_t buft_alignment(ggml_backend_buffer_type_t) {
+    return ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(cpu_device()));
+}
+bool buft_is_host(ggml_backend_buffer_type_t) { return true; }
+
+bool holds_experts(const ggml_tensor * weight) {
+    return weight != nullptr && weight->buffer != nullptr && weight->buffer->buft == &registration().buffer_type;
+}
+
+// True when `tensor` is computed from an expert product of ours by operations on its rows.
+bool rooted(const ggml_tensor * tensor) {
+    constexpr int longest_chain = 24;
+    for (int depth = 0; tensor != nullptr && depth < longest_chain; ++depth) {
+        switch (tensor->op) {
+            case GGML_OP_MUL_MAT_ID:
+                return holds_experts(tensor->src[0]);
+            case GGML_OP_ADD_ID:
+            case GGML_OP_MUL:
+            case GGML_OP_ADD:
+            case GGML_OP_VIEW:
+                break;
+            default:
+                if (!is_pair_op(tensor)) { return false; }
+        }
+        tensor = tensor->src[0];
+    }
+    return false;
+}
+
+// The tail llama.cpp builds: each expert's rows are views of one tensor, added up in order.
+bool sums_experts(const ggml_tensor * add) {
+    return add->src[1]->op == GGML_OP_VIEW && rooted(add->src[0]) && rooted(add->src[1]);
+}
+
+bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        case GGML_OP_MUL_MAT_ID:
+            return holds_experts(op->src[0]) && ggml_backend_dev_supports_op(cpu_device(), op);
+        case GGML_OP_ADD_ID:
+            return holds_experts(op->src[1]) && ggml_backend_dev_supports_op(cpu_device(), op);
+        case GGML_OP_MUL:
+            return rooted(op->src[0]);
+        case GGML_OP_ADD:
+            return sums_experts(op);
+        default:
+            return is_pair_op(op) && rooted(op->src[0]) && ggml_backend_dev_supports_op(cpu_device(), op);
+    }
+}
+
+bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) {
+    return ggml_backend_buft_is_host(buft);
+}
+
+const char * device_name(ggml_backend_dev_t) { return "HOTCACHE"; }
+const char * device_description(ggml_backend_dev_t) { return "hot-expert cache"; }
+void device_memory(ggml_backend_dev_t, size_t * free_bytes, size_t * total_bytes) {
+    *free_bytes = 0;
+    *total_bytes = 0;
+}
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
+void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
+    *props = {};
+    props->name = device_name(device);
+    props->description = device_description(device);
+    props->type = device_type(device);
+    props->caps.buffer_from_host_ptr = true;
+}
+ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
+    return make_backend(registration().engine, device);
+}
+ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t) { return &registration().buffer_type; }
+ggml_backend_buffer_t device_buffer_from_host(ggml_backend_dev_t, void * memory, size_t size_bytes, size_t max_tensor) {
+    return adopt(ggml_backend_dev_buffer_from_host_ptr(cpu_device(), memory, size_bytes, max_tensor));
+}
+
+const char * reg_name(ggml_backend_reg_t) { return "HOTCACHE"; }
+size_t reg_device_count(ggml_backend_reg_t) { return 1; }
+ggml_backend_dev_t reg_device(ggml_backend_reg_t, size_t) { return &registration().device; }
+void * reg_proc_address(ggml_backend_reg_t, const char * name) {
+    const std::string wanted = name;
+    if (wanted == "ggml_backend_set_n_threads") { return reinterpret_cast<void *>(&set_n_threads); }
+    if (wanted == "ggml_backend_set_abort_callback") { return reinterpret_cast<void *>(&set_abort_callback); }
+    return nullptr;
+}
+
+Registration & registration() {
+    // Never destroyed: the host may free models and contexts after this library's own destructors have run.
+    static Registration & r = *new Registration();
+    static const bool filled = [] {
+        r.buffer_type.iface.get_name = buft_name;
+        r.buffer_type.iface.alloc_buffer = buft_alloc;
+        r.buffer_type.iface.get_alignment = buft_alignment;
+        r.buffer_type.iface.is_host = buft_is_host;
+        r.buffer_type.device = &r.device;
+        r.device.iface.get_name = device_name;
+        r.device.iface.get_description = device_description;
+        r.device.iface.get_memory = device_memory;
+        r.device.iface.get_type = device_type;
+        r.device.iface.get_props = device_props;
+        r.device.iface.init_backend = device_init;
+        r.device.iface.get_buffer_type = device_buffer_type;
+        r.device.iface.buffer_from_host_ptr = device_buffer_from_host;
+        r.device.iface.supports_op = device_supports_op;
+        r.device.iface.supports_buft = device_supports_buft;
+        r.device.reg = &r.reg;
+        r.reg.api_version = ggml_abi::api_version;
+        r.reg.iface.get_name = reg_name;
+        r.reg.iface.get_device_count = reg_device_count;
+        r.reg.iface.get_device = reg_device;
+        r.reg.iface.get_proc_address = reg_proc_address;
+        return true;
+    }();
+    static_cast<void>(filled);
+    return r;
+}
+
+bool usable() {
+    static const bool ok = [] {
+        const std::string mismatch = ggml_abi::mismatch("hotcache");
+        if (!mismatch.empty()) { ggml_log_internal(GGML_LOG_LEVEL_ERROR, "%s\n", mismatch.c_str()); }
+        return mismatch.empty();
+    }();
+    return ok;
+}
+
+}  // namespace
+
+ggml_backend_reg_t registry() { return usable() ? &registration().reg : nullptr; }
+
+Engine * engine() { return usable() ? &registration().engine : nullptr; }
+
+}  // namespace hotcache

@@ -1,0 +1,17 @@
+// The ggml device and registry entry of the hot-expert cache.
+#pragma once
+
+#include "ggml_abi.h"
+
+namespace hotcache {
+
+class Engine;
+
+// The one registry entry of this process, made on first use. Null, with the reason in ggml's log, when this ggml is not
+// the one the engine was built for.
+ggml_backend_reg_t registry();
+
+// The engine behind `registry()`; null exactly when that is.
+Engine * engine();
+
+}  // namespace hotcache

@@ -1,0 +1,72 @@
+// What all contexts of the process share: settings, the layers with their slots, the promoter.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cache/settings.h"
+#include "layer.h"
+#include "promoter.h"
+
+namespace hotcache {
+
+struct LayerReport {
+    int index;
+    int n_slots;
+    int64_t slot_bytes;
+    LayerCounters counters;
+};
+
+class Engine {
+  public:
+    Engine();
+
+    // Held by a context while it computes a split: layers and their slots stay where they are.
+    std::shared_lock<std::shared_mutex> use() { return std::shared_lock(in_use_); }
+
+    std::shared_ptr<const Settings> settings() const;
+    // Changes with every set of slots: what was built on older ones is void.
+    int64_t generation() const { return generation_.load(std::memory_order_acquire); }
+
+    // Sets one value while contexts may be computing. Returns an empty string or what is wrong with it.
+    std::string set(const std::string & key, const std::string & value);
+    // Empties all slots and forgets all heat.
+    void clear();
+
+    // The layer of this FFN; null when the cache is off or the fast tier has no room for one slot. Call inside `use()`.
+    std::shared_ptr<Layer> layer_of(const RoutedFfn & ffn);
+    Promoter & promoter() { return promoter_; }
+
+    std::vector<LayerReport> reports();
+    void reset_counters();
+
+    // An expert tensor was given memory in `buffer`, or all of that memory goes.
+    void note_weight(ggml_backend_buffer_t buffer, const ggml_tensor * weight);
+    void forget_buffer(ggml_backend_buffer_t buffer);
+
+    // ggml device of the fast tier by the current settings; null when there is none.
+    static ggml_backend_dev_t fast_device(const Settings & settings);
+    // ggml device that computes misses and everything not recognised.
+    static ggml_backend_dev_t cold_device(const Settings & settings);
+
+  private:
+    void drop_layers();
+    int slots_for(const RoutedFfn & ffn, const Settings & settings) const;
+
+    std::shared_mutex in_use_;
+    mutable std::mutex mutex_;  // guards what follows
+    std::shared_ptr<const Settings> settings_;
+    std::map<const ggml_tensor *, std::shared_ptr<Layer>> layers_;
+    std::unordered_map<ggml_backend_buffer_t, std::map<const ggml_tensor *, int64_t>> expert_bytes_;
+    std::atomic<int64_t> generation_{0};
+    Promoter promoter_;  // last: its thread ends before the layers go
+};
+
+}  // namespace hotcache

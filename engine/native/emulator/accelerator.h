@@ -1,0 +1,48 @@
+// EMU0: a GPU-type ggml device. Its arithmetic is the CPU backend's, on a real core of this computer: work on it and on
+// the host overlap only where there are cores for both, and where the arithmetic takes longer than the modelled machine
+// would, the counters report it as late.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../ggml_abi.h"
+#include "machine.h"
+#include "stream.h"
+
+namespace emu {
+
+class Accelerator {
+public:
+    static constexpr const char * name = "EMU0";
+
+    Accelerator(Machine & machine, ggml_backend_reg_t reg);
+    Accelerator(const Accelerator &) = delete;
+    Accelerator & operator=(const Accelerator &) = delete;
+
+    Machine & machine() { return machine_; }
+    ggml_backend_dev_t device() { return &device_; }
+    ggml_backend_buffer_type_t vram_type() { return &vram_type_; }
+
+    // Names the throttles as they are now. What was returned before stays valid.
+    const char * description();
+
+    // Waits for everything that any stream still has to do.
+    void drain();
+
+    void add(Stream & stream);
+    void remove(Stream & stream);
+
+private:
+    Machine & machine_;
+    ggml_backend_device device_;
+    ggml_backend_buffer_type vram_type_;
+    std::mutex mutex_;  // guards what follows
+    std::vector<Stream *> streams_;
+    std::deque<std::string> descriptions_;
+};
+
+}  // namespace emu

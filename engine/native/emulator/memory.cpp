@@ -1,0 +1,136 @@
+// Reads and writes through a buffer are synchronous and, like CUDA's, do NOT wait for work queued on any backend:
+// whoever shares a tensor with a queue synchronises first. Freeing does wait, as cudaFree does.
+#include "memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "accelerator.h"
+#include "link.h"
+
+namespace emu {
+
+namespace {
+
+constexpr size_t alignment_bytes = 128;
+// Fresh memory is full of NaNs: whoever reads what nobody wrote shall notice.
+constexpr uint8_t poison = 0xFF;
+
+struct FreeBytes {
+    void operator()(char * bytes) const { std::free(bytes); }
+};
+
+size_t rounded_up(size_t bytes) { return (bytes + alignment_bytes - 1) / alignment_bytes * alignment_bytes; }
+
+class Allocation {
+public:
+    // Throws std::bad_alloc when the computer itself has no such memory.
+    Allocation(Accelerator & accelerator, size_t bytes)
+        : accelerator_(accelerator), bytes_(bytes), data_(static_cast<char *>(std::aligned_alloc(alignment_bytes, bytes))) {
+        if (data_ == nullptr) { throw std::bad_alloc(); }
+        std::memset(data_.get(), poison, bytes);
+    }
+
+    ~Allocation() { accelerator_.machine().release_vram(bytes_); }
+    Allocation(const Allocation &) = delete;
+    Allocation & operator=(const Allocation &) = delete;
+
+    Accelerator & accelerator() { return accelerator_; }
+    char * data() { return data_.get(); }
+
+private:
+    Accelerator & accelerator_;
+    size_t bytes_;
+    std::unique_ptr<char, FreeBytes> data_;
+};
+
+Allocation & allocation(ggml_backend_buffer_t buffer) { return *static_cast<Allocation *>(buffer->context); }
+
+Machine & machine(ggml_backend_buffer_t buffer) { return allocation(buffer).accelerator().machine(); }
+
+char * at(const ggml_tensor * tensor, size_t offset) { return static_cast<char *>(tensor->data) + offset; }
+
+void free_buffer(ggml_backend_buffer_t buffer) {
+    allocation(buffer).accelerator().drain();
+    delete &allocation(buffer);
+}
+
+void * get_base(ggml_backend_buffer_t buffer) { return allocation(buffer).data(); }
+
+void memset_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size_bytes) {
+    std::memset(at(tensor, offset), value, size_bytes);
+}
+
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * src, size_t offset,
+                size_t size_bytes) {
+    carry_now(machine(buffer), {at(tensor, offset), src, size_bytes, Direction::to_device});
+}
+
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * dst, size_t offset,
+                size_t size_bytes) {
+    carry_now(machine(buffer), {dst, at(tensor, offset), size_bytes, Direction::to_host});
+}
+
+// Within the accelerator only; for anything else ggml falls back on set_tensor and get_tensor.
+bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
+    const ggml_backend_buffer_t src_buffer = src->view_src != nullptr ? src->view_src->buffer : src->buffer;
+    if (src_buffer->buft != buffer->buft) { return false; }
+    Machine & shared = machine(buffer);
+    const Instant began = Clock::now();
+    std::memcpy(dst->data, src->data, ggml_nbytes(src));
+    shared.hold_until(shared.finish_device_work(shared.device_work(began, 1, 2 * ggml_nbytes(src))));
+    return true;
+}
+
+void clear(ggml_backend_buffer_t buffer, uint8_t value) {
+    std::memset(allocation(buffer).data(), value, buffer->size);
+}
+
+ggml_backend_buffer_i buffer_interface() {
+    ggml_backend_buffer_i calls{};
+    calls.free_buffer = free_buffer;
+    calls.get_base = get_base;
+    calls.memset_tensor = memset_tensor;
+    calls.set_tensor = set_tensor;
+    calls.get_tensor = get_tensor;
+    calls.cpy_tensor = cpy_tensor;
+    calls.clear = clear;
+    return calls;
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size_bytes) {
+    auto & accelerator = *static_cast<Accelerator *>(type->context);
+    const size_t claimed_bytes = rounded_up(size_bytes);
+    if (!accelerator.machine().claim_vram(claimed_bytes)) { return nullptr; }
+    std::unique_ptr<Allocation> allocation;
+    try {
+        allocation = std::make_unique<Allocation>(accelerator, claimed_bytes);
+    } catch (const std::bad_alloc &) {
+        accelerator.machine().release_vram(claimed_bytes);
+        return nullptr;
+    }
+    return ggml_backend_buffer_init(type, buffer_interface(), allocation.release(), size_bytes);
+}
+
+const char * get_name(ggml_backend_buffer_type_t) { return Accelerator::name; }
+
+size_t get_alignment(ggml_backend_buffer_type_t) { return alignment_bytes; }
+
+bool is_host(ggml_backend_buffer_type_t) { return false; }
+
+}  // namespace
+
+ggml_backend_buffer_type make_vram_type(ggml_backend_dev_t device, Accelerator & accelerator) {
+    ggml_backend_buffer_type type{};
+    type.iface.get_name = get_name;
+    type.iface.alloc_buffer = alloc_buffer;
+    type.iface.get_alignment = get_alignment;
+    type.iface.is_host = is_host;
+    type.device = device;
+    type.context = &accelerator;
+    return type;
+}
+
+}  // namespace emu

@@ -1,0 +1,43 @@
+// C API of the hot-expert cache, for whoever has the library loaded. Thread-safe.
+//
+// Settings are the HOTCACHE_* environment variables in lower case without the prefix: "device", "slots", "bytes",
+// "interval", "hysteresis", "promotions", "policy", "min_sightings", "dwell", "half_life", "cold_device".
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One routed FFN. Counts are (token, expert) pairs and experts, times are seconds, all since the last reset.
+struct hotcache_layer {
+    int32_t layer;       // from the GGUF tensor name, -1 when it has none
+    int32_t n_slots;     // really held, which is fewer than asked for when the fast tier is full
+    int64_t slot_bytes;  // of all its slots
+    int64_t hits;
+    int64_t misses;
+    int64_t promotions;
+    int64_t evictions;
+    int64_t bytes_moved;
+    int64_t steps;
+    double hot_s;   // from starting the hot chain to its result on the host
+    double cold_s;  // in the cold chain
+    double wait_s;  // waiting for the hot chain with nothing else to do
+};
+
+// 0, or -1 with the reason written to `error` (at most error_bytes with its final zero).
+int hotcache_set(const char * key, const char * value, char * error, size_t error_bytes);
+
+// Number of layers that have slots; fills at most `capacity` of `layers`.
+size_t hotcache_layers(struct hotcache_layer * layers, size_t capacity);
+
+void hotcache_reset_counters(void);
+
+// Empties all slots and forgets what was hot.
+void hotcache_clear(void);
+
+#ifdef __cplusplus
+}
+#endif

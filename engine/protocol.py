@@ -1,0 +1,123 @@
+"""What parent and worker say to each other: one JSON object a line, validated on both sides."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from moetune.engine.config import EngineConfig
+from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
+from moetune.engine.measurement import Failed, Measurement, Trace
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load the model as `config` places it; None loads the vocabulary only. Answer: `Ready`."""
+
+    config: EngineConfig | None
+    kind: Literal["load"] = "load"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Apply a configuration with the loaded placement and measure it. Answer: `Measured`."""
+
+    config: EngineConfig
+    trace: Trace
+    passes: int
+    kind: Literal["measure"] = "measure"
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Answer: `Tokens`."""
+
+    text: str
+    kind: Literal["tokenize"] = "tokenize"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Answer: any number of `Chunk`, then `Generated`."""
+
+    config: EngineConfig
+    request: GenerationRequest
+    kind: Literal["generate"] = "generate"
+
+
+@dataclass(frozen=True)
+class Quit:
+    """Free everything and exit 0. No answer."""
+
+    kind: Literal["quit"] = "quit"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    load_s: float
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of `Measure`; load_s is filled in by the parent, who knows whether a load was needed."""
+
+    measurement: Measurement
+    kind: Literal["measured"] = "measured"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The result of `Tokenize`."""
+
+    tokens: tuple[int, ...]
+    kind: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Text of a generation in progress."""
+
+    chunk: TextChunk
+    kind: Literal["chunk"] = "chunk"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The end of a generation."""
+
+    stats: GenerationStats
+    kind: Literal["generated"] = "generated"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Any request can end like this; the worker stays usable."""
+
+    failed: Failed
+    kind: Literal["refused"] = "refused"
+
+
+Request = Load | Measure | Tokenize | Generate | Quit
+Response = Ready | Measured | Tokens | Chunk | Generated | Refused
+
+_requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
+_responses: TypeAdapter[Response] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])
+
+
+def encode(message: Request | Response) -> bytes:
+    """One line, newline included."""
+    adapter: TypeAdapter[Any] = TypeAdapter(type(message))
+    return adapter.dump_json(message) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Raises pydantic.ValidationError for anything but a request."""
+    return _requests.validate_json(line)
+
+
+def decode_response(line: bytes) -> Response:
+    """Raises pydantic.ValidationError for anything but a response."""
+    return _responses.validate_json(line)
