@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="place the dense part of all layers here")
     parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--mmap", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kv", default="f16")
     parser.add_argument("--policy-set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()

@@ -1,0 +1,1 @@
+"""What this machine is: processors, memory, devices, the links between them, and how fast each really is."""
