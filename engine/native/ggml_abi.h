@@ -1,7 +1,7 @@
 // The part of ggml's binary interface that a backend living outside ggml has to fill in.
 //
 // ggml publishes the functions a backend's *users* call (ggml-backend.h) but not the tables a backend's *author*
-// provides. This header states those tables for exactly one ggml version. `abi_mismatch()` compares that version with
+// provides. This header states those tables for exactly one ggml version. `ggml_abi::mismatch()` compares that version with
 // the library found at run time, and tests/native/test_abi.py compares every size and offset with ggml's own header.
 //
 // Unused slots are typed `ggml_abi_unused`: present for the layout, never called by this code.

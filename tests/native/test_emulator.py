@@ -18,7 +18,6 @@ from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine.emulator import library_path, parse_emulated
 
 HERE = Path(__file__).parent
-STRESS = HERE / "emulator_stress.cpp"
 EMULATOR_SOURCES = sorted((HERE.parents[1] / "engine" / "native" / "emulator").glob("*.cpp"))
 # Gentle, so that the scenarios overlap transfers, arithmetic and waiting without lasting long.
 THROTTLED = {
@@ -63,7 +62,7 @@ def _llama_cpp() -> Path:
     return Path(spec.origin).parent
 
 
-# ---- the native stress program
+# ---- the native programs
 
 
 def _build(folder: Path, sources: Sequence[Path], libraries: Sequence[Path] = (), flags: Sequence[str] = ()) -> Path:
@@ -81,42 +80,37 @@ def _build(folder: Path, sources: Sequence[Path], libraries: Sequence[Path] = ()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(built) for built in pool.map(compile_one, sources)]
-    program = folder / "stress"
+    program = folder / "program"
     linked = [*map(str, libraries), "-l:libggml.so.0", "-l:libggml-base.so.0", f"-L{ggml}", f"-Wl,-rpath,{ggml}"]
     subprocess.run([compiler, "-pthread", *flags, *objects, "-o", str(program), *linked], check=True)
     return program
 
 
-def _run(program: Path, *arguments: str, **changes: str) -> str:
+def _run(program: Path, **changes: str) -> str:
     # ggml's own OpenMP workers synchronise in ways that a sanitizer cannot see.
-    done = _finished([program, *arguments], OMP_NUM_THREADS="1", **changes)
+    done = _finished([program], OMP_NUM_THREADS="1", **changes)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def plain_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stress program around the installed library."""
-    return _build(tmp_path_factory.mktemp("plain"), [STRESS], [library_path()])
-
-
-@pytest.mark.parametrize("throttles", [THROTTLED, {"EMU_VRAM_MIB": "16"}], ids=["throttled", "unthrottled"])
-def test_hard_use_gives_the_cpus_bits(plain_program: Path, throttles: dict[str, str]) -> None:
+def test_hard_use_gives_the_cpus_bits(tmp_path: Path) -> None:
     """Queued graphs whose memory is reused, shared links, events and a full memory all leave results exact."""
-    assert "all scenarios passed" in _run(plain_program, **throttles)
+    program = _build(tmp_path, [HERE / "emulator_stress.cpp"], [library_path()])
+    for throttles in (THROTTLED, {"EMU_VRAM_MIB": "16"}):
+        assert "all scenarios passed" in _run(program, **throttles)
 
 
-def test_throttles_take_the_time_they_model(plain_program: Path) -> None:
+def test_throttles_take_the_time_they_model(tmp_path: Path) -> None:
     """Transfers, launches, device memory and the slow host take what they are told to, and submitting costs little."""
-    _run(plain_program, "timing")
+    _run(_build(tmp_path, [HERE / "emulator_timing.cpp"], [library_path()]))
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_hard_use_is_clean_under(sanitizer: str, tmp_path: Path) -> None:
     """No data race, no use after free, no overflow and no undefined behaviour in any scenario."""
     flags = ["-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    program = _build(tmp_path, [*EMULATOR_SOURCES, STRESS], flags=flags)
+    program = _build(tmp_path, [*EMULATOR_SOURCES, HERE / "emulator_stress.cpp"], flags=flags)
     assert "all scenarios passed" in _run(program, **THROTTLED)
 
 

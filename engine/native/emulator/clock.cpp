@@ -16,7 +16,7 @@ namespace {
 // Late wake-ups stay below this on an idle core with a fine timer.
 constexpr std::chrono::microseconds spin_span{30};
 
-// Linux may delay a thread's timers by its slack, 50 us by default. The thread is often the program's own: give it back.
+// Linux may delay a thread's timers by its slack, 50 us by default. The thread is often the program's own: restore it.
 class FineTimer {
 public:
     FineTimer() : slack_ns_(prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0)) { prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); }

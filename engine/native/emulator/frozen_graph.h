@@ -1,5 +1,5 @@
-// A graph as a driver keeps it: everything but the data copied at submission, so that the caller may rewrite or free its
-// own graph at once. Storage is kept from one graph to the next; a small graph freezes without allocating.
+// A graph as a driver keeps it: everything but the data copied at submission, so that the caller may rewrite or free
+// its own graph at once. Storage is kept from one graph to the next; a small graph freezes without allocating.
 #pragma once
 
 #include <cstddef>

@@ -28,7 +28,9 @@ class Allocation {
 public:
     // Throws std::bad_alloc when the computer itself has no such memory.
     Allocation(Accelerator & accelerator, size_t bytes)
-        : accelerator_(accelerator), bytes_(bytes), data_(static_cast<char *>(std::aligned_alloc(alignment_bytes, bytes))) {
+        : accelerator_(accelerator),
+          bytes_(bytes),
+          data_(static_cast<char *>(std::aligned_alloc(alignment_bytes, bytes))) {
         if (data_ == nullptr) { throw std::bad_alloc(); }
         std::memset(data_.get(), poison, bytes);
     }

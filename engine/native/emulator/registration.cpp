@@ -61,8 +61,8 @@ ggml_backend_reg make_reg(void * context) {
     return {ggml_abi::api_version, {reg_name, device_count, get_device, get_proc_address}, context};
 }
 
-// The one owner of all state. ggml never unregisters, and a stream may outlive the statics of a program that exits in the
-// middle of its work, so what is registered is never destroyed.
+// The one owner of all state. ggml never unregisters, and a stream may outlive the statics of a program that exits in
+// the middle of its work, so what is registered is never destroyed.
 class Registration {
 public:
     // Registers on the first call that finds everything in order; throws what checked_settings() throws.

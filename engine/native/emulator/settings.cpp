@@ -16,7 +16,7 @@ struct Variable {
     double most;
 };
 
-// In the order of enum Throttle. Unset means unthrottled, except for the latency, which only counts on a throttled link.
+// In the order of enum Throttle. Unset is unthrottled, except for the latency, which only counts on a throttled link.
 constexpr std::array<Variable, throttle_count> throttle_variables = {{
     {"EMU_LINK_GBPS", 0, 0, 1e5},
     {"EMU_LINK_LATENCY_US", 8, 0, 1e6},

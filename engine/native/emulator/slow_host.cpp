@@ -44,7 +44,8 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
 }
 
 ggml_guid_t slow_host_guid() {
-    static ggml_guid guid = {0x6d, 0x6f, 0x65, 0x74, 0x75, 0x6e, 0x65, 0x2d, 0x65, 0x6d, 0x75, 0x2d, 0x68, 0x6f, 0x73, 0x74};
+    static ggml_guid guid = {0x6d, 0x6f, 0x65, 0x74, 0x75, 0x6e, 0x65, 0x2d,
+                             0x65, 0x6d, 0x75, 0x2d, 0x68, 0x6f, 0x73, 0x74};
     return &guid;
 }
 
@@ -91,7 +92,7 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t, void * ptr, size_
     return ggml_backend_dev_buffer_from_host_ptr(cpu_device(), ptr, size_bytes, max_tensor_bytes);
 }
 
-// Large batches are left to the CPU: llama.cpp streams weights to an accelerator only from there. See offload_op of EMU0.
+// Large batches are left to the CPU: llama.cpp streams weights to an accelerator only from there, by its offload_op.
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_NONE:

@@ -1,6 +1,6 @@
 // EMUHOST: an ACCEL-type ggml device on plain host memory, whose expert products run no faster than the emulated
-// machine's host memory allows. llama.cpp schedules single expert products on it; whoever asks for it by name may give it
-// any graph on host memory.
+// machine's host memory allows. llama.cpp schedules single expert products on it; whoever asks for it by name may give
+// it any graph on host memory.
 #pragma once
 
 #include <deque>
