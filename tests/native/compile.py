@@ -17,13 +17,22 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 def compile_program(
     out: Path, sources: Sequence[Path], *, flags: Sequence[str] = (), includes: Sequence[Path] = (), ggml: bool = True
 ) -> Path:
-    """Build `out` with the C++ compiler of this machine; the compiler's own message is the assertion's."""
+    """Build the program `out`; the compiler's own message is the assertion's."""
+    link = [f"-L{LIBRARIES}", "-l:libggml.so.0", "-l:libggml-base.so.0", f"-Wl,-rpath,{LIBRARIES}"] if ggml else []
+    return _compile(out, [*map(str, sources), *link, "-pthread"], flags, includes)
+
+
+def compile_object(folder: Path, source: Path, *, flags: Sequence[str] = ()) -> Path:
+    """Compile one source file into `folder`."""
+    return _compile(folder / f"{source.stem}.o", ["-c", str(source)], flags, ())
+
+
+def _compile(out: Path, what: Sequence[str], flags: Sequence[str], includes: Sequence[Path]) -> Path:
     compiler = shutil.which("c++")
     assert compiler, "a C++ compiler is needed"
-    link = [f"-L{LIBRARIES}", "-l:libggml.so.0", "-l:libggml-base.so.0", f"-Wl,-rpath,{LIBRARIES}"] if ggml else []
     command = [compiler, "-std=c++17", "-O1", "-g", *WARNINGS, *flags, f"-I{SOURCES}"]
     for path in (*includes, HEADERS):
         command += ["-isystem", str(path)]
-    done = subprocess.run([*command, *map(str, sources), "-o", str(out), *link, "-pthread"], capture_output=True, text=True)
+    done = subprocess.run([*command, *what, "-o", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

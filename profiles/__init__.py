@@ -1,0 +1,1 @@
+"""What is remembered and shipped: tuned profiles and workload presets."""

@@ -1,0 +1,172 @@
+"""A tuned profile: the configuration that won on one machine, what it was measured at, and against what."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
+
+from moetune.engine.config import EngineConfig
+from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.safe_yaml import BadYaml, read_mapping
+from moetune.profiles.workload import Name
+
+SCHEMA_VERSION = 1
+
+_MAX_FILE_BYTES = 256 << 10
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Key = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
+Line = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+IsoTime = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$")]
+
+# Bounds for what a profile may ask of the engine: wide enough for any machine, narrow enough that a damaged or
+# hostile file is refused here and not by an allocation. Counts are inclusive.
+_CONFIG_BOUNDS: dict[str, tuple[int, int]] = {
+    "n_ctx": (1, 1 << 24),
+    "n_threads": (1, 4096),
+    "n_ubatch": (1, 1 << 16),
+    "gpu_layers": (0, 4096),
+    "ram_expert_layers": (0, 4096),
+}
+_CACHE_BOUNDS: dict[str, tuple[float, float]] = {
+    "slots": (0, 1 << 16),
+    "interval_tokens": (1, 1 << 20),
+    "hysteresis": (0.0, 1e6),
+    "promotions": (0, 1 << 16),
+    "min_sightings": (0, 1 << 20),
+    "dwell_tokens": (0, 1 << 20),
+    "half_life_tokens": (1e-3, 1e9),
+}
+_MAX_DEVICE_NAME = 64
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class Figures:
+    """What one configuration reached. turn_s: seconds for one request of the workload; fast_bytes: device memory."""
+
+    pp_tps: Rate
+    tg_tps: Rate
+    turn_s: Rate
+    hit_rate: Share | None
+    fast_bytes: Annotated[int, Field(ge=0)]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class SavedVerdict:
+    """How the comparison ended, as the search said it. kind: one word for programs; sentence: for people."""
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_-]{0,39}$")]
+    sentence: Line
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class Profile:
+    """One remembered search.
+
+    The keys are model_fingerprint, machine_fingerprint, engine_version, n_ctx and workload. emulated: the emulated
+    machine's text when the figures come from one. gain, gain_low, gain_high: the baseline's turn time divided by the
+    result's, and the bounds of that ratio; 1 means equally fast.
+    """
+
+    schema_version: Literal[1]
+    model_fingerprint: Key
+    model_name: Line
+    machine_fingerprint: Key
+    machine_label: Line
+    emulated: Line | None
+    engine_version: Key
+    n_ctx: int
+    workload: Name
+    config: EngineConfig
+    result: Figures
+    baseline: Figures
+    baseline_name: Line
+    gain: Rate
+    gain_low: Rate
+    gain_high: Rate
+    verdict: SavedVerdict
+    created_at: IsoTime
+    moetune_version: Line
+
+
+_PROFILE = TypeAdapter(Profile)
+
+
+def to_yaml(profile: Profile) -> str:
+    """The profile as YAML text, keys in the order of the dataclass.
+
+    What could not be read back is a bug of the caller and raises pydantic's `ValidationError` or `ValueError`.
+    """
+    data = _PROFILE.dump_python(profile, mode="json")
+    fault = _config_fault(_PROFILE.validate_json(json.dumps(data, allow_nan=False)))
+    if fault:
+        raise ValueError(fault)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in the file at `path`, checked; raises `MoetuneError` and leaves the file as it is."""
+    try:
+        data = read_mapping(path, max_bytes=_MAX_FILE_BYTES)
+        _refuse_other_schema(path, data)
+        profile = _PROFILE.validate_json(json.dumps(data))
+    except OSError as error:
+        raise MoetuneError(
+            f"The profile {path} cannot be read: {error.strerror or error}.",
+            "Check who may read the file and its folder.",
+            ExitCode.STORAGE,
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its top level"
+        raise _corrupt(path, f"{where}: {first['msg']}") from error
+    except BadYaml as error:
+        raise _corrupt(path, str(error)) from error
+    fault = _config_fault(profile)
+    if fault:
+        raise _corrupt(path, fault)
+    return profile
+
+
+def _refuse_other_schema(path: Path, data: dict[str, Any]) -> None:
+    version = data.get("schema_version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise MoetuneError(
+            f"The profile {path} was written by a newer moetune (schema {version}; this one reads {SCHEMA_VERSION}).",
+            "Upgrade moetune, or move the file away and search again. It was left as it is.",
+            ExitCode.STORAGE,
+        )
+
+
+def _config_fault(profile: Profile) -> str | None:
+    """What is out of bounds in the configuration, which its own type does not limit."""
+    config = profile.config
+    if config.n_ctx != profile.n_ctx:
+        return f"config.n_ctx is {config.n_ctx}, but the profile is for {profile.n_ctx}"
+    for name, (low, high) in _CONFIG_BOUNDS.items():
+        if not low <= getattr(config, name) <= high:
+            return f"config.{name} is not between {low} and {high}"
+    if config.device is not None and not (config.device.isprintable() and 0 < len(config.device) <= _MAX_DEVICE_NAME):
+        return "config.device is not the name of a device"
+    if config.cache is not None:
+        for field in fields(config.cache):
+            bounds = _CACHE_BOUNDS.get(field.name)
+            if bounds and not bounds[0] <= getattr(config.cache, field.name) <= bounds[1]:
+                return f"config.cache.{field.name} is not between {bounds[0]} and {bounds[1]}"
+    return None
+
+
+def _corrupt(path: Path, why: str) -> MoetuneError:
+    return MoetuneError(
+        f"The profile {path} is not valid: {why}.",
+        "Move or delete that file and run the search again. It was left as it is.",
+        ExitCode.STORAGE,
+    )

@@ -1,0 +1,163 @@
+"""Where profiles lie on disk: one YAML file each, found again by what they are valid for."""
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from platformdirs import user_config_path
+
+from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.schema import Profile, read_profile, to_yaml
+
+CONFIG_DIR_VARIABLE = "MOETUNE_CONFIG_DIR"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Profiles found, newest first, and for each file that could not be used, why."""
+
+    profiles: tuple[Profile, ...]
+    unusable: tuple[MoetuneError, ...]
+
+
+def default_root() -> Path:
+    """The profiles' folder: under `MOETUNE_CONFIG_DIR` when that is set, else under the user's config folder."""
+    override = os.environ.get(CONFIG_DIR_VARIABLE)
+    return (Path(override) if override else user_config_path("moetune")) / "profiles"
+
+
+class ProfileStore:
+    """Profiles under one folder: `root/<model>/<machine>/<workload>-ctx<n>-<hash of all keys>.yaml`.
+
+    Every failure to read or write is a `MoetuneError` with `ExitCode.STORAGE`. No file is ever deleted; a profile with
+    the same keys replaces the older one in one step.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = default_root() if root is None else root
+
+    def path_of(self, profile: Profile) -> Path:
+        """The file this profile belongs in."""
+        return self._path(
+            profile.model_fingerprint,
+            profile.machine_fingerprint,
+            profile.engine_version,
+            profile.n_ctx,
+            profile.workload,
+        )
+
+    def check_writable(self) -> None:
+        """Raise now what `save` would raise later, before hours are spent on a search."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
+
+    def save(self, profile: Profile) -> Path:
+        """Write the profile atomically and durably; the path it has now."""
+        path = self.path_of(profile)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, to_yaml(profile).encode())
+        except OSError as error:
+            raise _unwritable(path.parent, error) from error
+        return path
+
+    def find(
+        self, model_fingerprint: str, machine_fingerprint: str, engine_version: str, n_ctx: int, workload: str
+    ) -> Profile | None:
+        """The profile for exactly these keys. A damaged or newer file raises; a file moved here from elsewhere too."""
+        path = self._path(model_fingerprint, machine_fingerprint, engine_version, n_ctx, workload)
+        if not self._exists(path):
+            return None
+        profile = read_profile(path)
+        if self.path_of(profile) != path:
+            raise MoetuneError(
+                f"The profile {path} was made for another model, machine, engine version, context or workload.",
+                "Move or delete that file and run the search again. It was left as it is.",
+                ExitCode.STORAGE,
+            )
+        return profile
+
+    def candidates(self, model_fingerprint: str, machine_fingerprint: str | None = None) -> Shelf:
+        """Profiles of this model on this machine, or on any machine when None, whatever their other keys."""
+        machine = "*" if machine_fingerprint is None else _folder(machine_fingerprint)
+        return self._shelf(f"{_folder(model_fingerprint)}/{machine}/*.yaml")
+
+    def list(self) -> Shelf:
+        """Every profile in the store."""
+        return self._shelf("*/*/*.yaml")
+
+    def _path(self, model: str, machine: str, engine: str, n_ctx: int, workload: str) -> Path:
+        digest = sha256("\0".join((model, machine, engine, str(n_ctx), workload)).encode()).hexdigest()[:12]
+        return self.root / _folder(model) / _folder(machine) / f"{_plain(workload)}-ctx{n_ctx}-{digest}.yaml"
+
+    def _exists(self, path: Path) -> bool:
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise _unreadable(self.root, error) from error
+
+    def _shelf(self, pattern: str) -> Shelf:
+        try:
+            paths = sorted(self.root.glob(pattern))
+        except OSError as error:
+            raise _unreadable(self.root, error) from error
+        profiles: list[Profile] = []
+        unusable: list[MoetuneError] = []
+        for path in paths:
+            try:
+                profiles.append(read_profile(path))
+            except MoetuneError as error:
+                unusable.append(error)
+        profiles.sort(key=lambda profile: profile.created_at, reverse=True)
+        return Shelf(tuple(profiles), tuple(unusable))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:40] or "_"
+
+
+def _folder(fingerprint: str) -> str:
+    """A readable folder name; the short hash keeps apart what `_plain` makes equal."""
+    return f"{_plain(fingerprint)[:16]}-{sha256(fingerprint.encode()).hexdigest()[:8]}"
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, also after a power cut: both the file and its folder are synced."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _unwritable(folder: Path, error: OSError) -> MoetuneError:
+    return MoetuneError(
+        f"Profiles cannot be written to {folder}: {error.strerror or error}.",
+        f"Make the folder writable, free space there, or set {CONFIG_DIR_VARIABLE} to a folder that is.",
+        ExitCode.STORAGE,
+    )
+
+
+def _unreadable(folder: Path, error: OSError) -> MoetuneError:
+    return MoetuneError(
+        f"The profiles in {folder} cannot be read: {error.strerror or error}.",
+        f"Make the folder readable, or set {CONFIG_DIR_VARIABLE} to one that is.",
+        ExitCode.STORAGE,
+    )

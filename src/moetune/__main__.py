@@ -1,0 +1,64 @@
+"""The entry point, and the one place where a failure becomes a message and an exit code."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from moetune.cli.app import app
+from moetune.cli.output import note
+from moetune.errors import ExitCode, MoetuneError
+
+# What typer raises for a wrong flag or argument; its public subclass is the stable way to name it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit code, as listed in `ExitCode`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without UTF-8 shows a question mark instead of ending the run.
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(args=arguments, prog_name="moetune", standalone_mode=False)
+        sys.stdout.flush()
+    except MoetuneError as error:
+        return _report(error)
+    except _UsageError as error:
+        return _report(_from_typer(error))
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except SystemExit as stop:
+        # typer turns a closed pipe into exit(1), which would read as a bug.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _reader_is_gone()
+        raise
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _report(error: MoetuneError) -> ExitCode:
+    note(f"error: {error.cause}")
+    for line in error.remedy.splitlines():
+        note(f"  {line}")
+    return error.code
+
+
+def _from_typer(error: Exception) -> MoetuneError:
+    message = getattr(error, "format_message", error.__str__)()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "moetune"
+    return MoetuneError(message, f"See `{command} --help`.", ExitCode.USAGE)
+
+
+def _reader_is_gone() -> ExitCode:
+    """Whoever read our output has enough (`moetune run ... | head`); nothing is left to say, also not at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: a file and a function a command. The only room that knows typer."""

@@ -1,0 +1,48 @@
+"""The command `moetune` and its subcommands."""
+
+from typing import Annotated
+
+import typer
+
+from moetune import __version__
+from moetune.cli.probe import probe
+from moetune.cli.run import run
+from moetune.cli.search import search
+
+# Completion would add two flags of its own; rich's boxes would break `--help` in pipes and ignore terminal width.
+app = typer.Typer(
+    name="moetune",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moetune {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def moetune(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The fastest way to run one Mixture-of-Experts GGUF model on this machine, found by measuring.
+
+    \b
+    moetune probe                 what this machine is, measured
+    moetune search MODEL.gguf     find and prove the best configuration, and remember it
+    moetune run MODEL.gguf -p HI  run the model with what was found
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command(short_help="Show what this machine is, measured.")(probe)
+app.command(short_help="Find, prove and remember the fastest configuration.")(search)
+app.command(short_help="Run the model with what was found.")(run)

@@ -1,0 +1,29 @@
+"""What runs when there is no profile: the first baseline that a search would measure."""
+
+from moetune.autotune.baselines import Baseline, fixed_baselines
+from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.request import SearchRequest
+from moetune.autotune.space import build_space
+from moetune.autotune.tier import NO_DEVICE, choose_tier
+from moetune.cli.folders import studies_folder
+from moetune.engine.config import EngineConfig
+from moetune.engine.library import engine_version
+from moetune.engine.model import Model
+from moetune.hardware.machine import Machine
+from moetune.profiles.workload import Workload
+
+
+def baseline_for(model: Model, machine: Machine, device: str | None, workload: Workload, n_ctx: int) -> Baseline:
+    """Stock llama.cpp with default settings, its experts in RAM and the rest on the fast tier where it has room."""
+    request = SearchRequest(workload, n_ctx, studies_folder(), engine_version(), device=device)
+    memory = _memory(model, machine, device)
+    return fixed_baselines(build_space(model, machine.cpu, memory, request))[0]
+
+
+def check_memory(model: Model, machine: Machine, config: EngineConfig, *, allow_overcommit: bool) -> None:
+    """Raise `MoetuneError` (MEMORY) for a configuration that this machine has no room for now."""
+    require_memory(_memory(model, machine, config.device or NO_DEVICE), config, allow_overcommit)
+
+
+def _memory(model: Model, machine: Machine, device: str | None) -> MemoryModel:
+    return MemoryModel(model, choose_tier(machine, device), machine.memory.available_bytes)

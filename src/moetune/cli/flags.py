@@ -1,0 +1,56 @@
+"""Flags that several commands share, and the checks on their values that need no machine and no engine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetune.engine.config import KvType
+from moetune.engine.emulator import PRESETS
+from moetune.engine.model import Model
+from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.workload import Workload
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file; of a split model any of its files.")]
+Emulate = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate", metavar="SPEC", help=f"Use an emulated accelerator: {', '.join(PRESETS)}; 'desktop,vram_mib=48'."
+    ),
+]
+Overcommit = Annotated[
+    bool, typer.Option("--allow-overcommit", help="Go on if the model is larger than all memory, reading it from disk.")
+]
+
+_LEAST_CTX = 64
+_CTX_STEP = 1024
+_DEFAULT_CTX = 4096
+
+
+def context_for(n_ctx: int | None, model: Model, workload: Workload) -> int:
+    """The context to use: the one asked for if it can be, else the least usual one that holds the workload."""
+    longest = model.context_length or n_ctx or _DEFAULT_CTX
+    if n_ctx is None:
+        rounded = -(-workload.n_ctx_needed // _CTX_STEP) * _CTX_STEP
+        n_ctx = min(max(_DEFAULT_CTX, rounded), longest)
+    if not _LEAST_CTX <= n_ctx <= longest:
+        raise MoetuneError(
+            f"A context of {n_ctx} tokens is not possible; this model was made for up to {longest}.",
+            f"Use --ctx with a number from {_LEAST_CTX} to {longest}.",
+            ExitCode.USAGE,
+        )
+    return n_ctx
+
+
+def kv_types(text: str) -> tuple[KvType, ...]:
+    """The KV-cache types in a list such as "f16,q8_0", each once, in its order."""
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in list(KvType)]
+    if unknown or not names:
+        raise MoetuneError(
+            f"--kv {text!r} does not name KV-cache types"
+            + (f": there is no {unknown[0]!r}." if unknown else ": it is empty."),
+            f"Use one or more of {', '.join(KvType)}, separated by commas.",
+            ExitCode.USAGE,
+        )
+    return tuple(KvType(name) for name in dict.fromkeys(names))

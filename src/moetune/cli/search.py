@@ -1,0 +1,112 @@
+"""`moetune search`."""
+
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from moetune import __version__
+from moetune.autotune.display import Display
+from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
+from moetune.autotune.result import SearchResult, profile_of
+from moetune.autotune.search import search as find_fastest
+from moetune.autotune.table import result_table
+from moetune.autotune.trace import shape_for
+from moetune.autotune.verdict import VerdictKind
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_types
+from moetune.cli.folders import studies_folder
+from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
+from moetune.cli.output import show
+from moetune.engine.emulator import EmulatedMachine
+from moetune.engine.library import engine_version
+from moetune.engine.model import read_model
+from moetune.engine.runner import EngineRunner
+from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.machine import Machine
+from moetune.profiles.store import ProfileStore
+from moetune.profiles.workload import load_workload
+
+
+def search(
+    model_file: ModelFile,
+    workload: Annotated[
+        str, typer.Option("--workload", help="What to be fast at: chat, code, long, or a YAML file of your own.")
+    ] = "chat",
+    ctx: Annotated[
+        int | None, typer.Option("--ctx", help="Context in tokens; default: what the workload needs.")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Configurations to try besides the baselines.")
+    ] = SearchRequest.n_trials,
+    device: Annotated[
+        str | None, typer.Option("--device", help="llama.cpp's name of the fast tier; 'none' for the CPU alone.")
+    ] = None,
+    kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
+        DEFAULT_KV_TYPES
+    ),
+    emulate: Emulate = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
+    allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
+) -> None:
+    """Find the fastest way to run the model here, prove it against stock llama.cpp, and remember it.
+
+    Ctrl-C keeps what was measured; the same command goes on from there.
+
+    \b
+    moetune search model.gguf
+    moetune search model.gguf --workload code --ctx 16384 --trials 40
+    moetune search model.gguf --emulate desktop
+    """
+    chosen = load_workload(workload)
+    competing = kv_types(kv)
+    emulated = emulated_machine(emulate)
+    model = read_model(model_file)
+    n_ctx = context_for(ctx, model, chosen)
+    shape_for(chosen, n_ctx)
+    store = ProfileStore()
+    store.check_writable()
+    machine = measured_machine(model, emulated)
+    request = SearchRequest(
+        workload=chosen,
+        n_ctx=n_ctx,
+        state_dir=studies_folder(),
+        engine_version=engine_version(),
+        n_trials=trials,
+        device=fast_tier_name(machine, device, emulated),
+        kv_types=competing,
+        seed=seed,
+        allow_overcommit=allow_overcommit,
+    )
+    display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
+    with EngineRunner(model.path, emulated) as runner, display:
+        result = find_fastest(request, runner, machine, model, display)
+    if result.records:
+        show(f"\n{result_table(result)}\n")
+    if result.verdict.kind in (VerdictKind.NOTHING_RAN, VerdictKind.NO_BASELINE):
+        raise MoetuneError(
+            result.verdict.sentence,
+            "Free memory or choose another --device or a smaller --ctx; the same command tries what is left.",
+            ExitCode.ENGINE,
+        )
+    show(result.verdict.sentence)
+    if result.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    _remember(result, machine, emulated, store, model_file)
+
+
+def _remember(
+    result: SearchResult, machine: Machine, emulated: EmulatedMachine | None, store: ProfileStore, model_file: Path
+) -> None:
+    profile = profile_of(
+        result, machine_fingerprint=machine.fingerprint, machine_label=machine.label, moetune_version=__version__
+    )
+    if profile is None:
+        return
+    # The text that brings the emulated machine back, not the description of its device.
+    path = store.save(replace(profile, emulated=str(emulated) if emulated else None))
+    show(f"Saved: {path}")
+    again = f" --emulate {quote(str(emulated))}" if emulated else ""
+    show(f'Next:  moetune run {quote(str(model_file))}{again} -p "..."')

@@ -1,0 +1,142 @@
+"""Profiles on disk: found by their keys, replaced in one step, never lost."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.schema import Profile
+from moetune.profiles.store import ProfileStore, default_root
+
+
+def found(store: ProfileStore, profile: Profile) -> Profile | None:
+    return store.find(
+        profile.model_fingerprint,
+        profile.machine_fingerprint,
+        profile.engine_version,
+        profile.n_ctx,
+        profile.workload,
+    )
+
+
+def test_a_saved_profile_is_found_by_its_keys(store: ProfileStore, profile: Profile) -> None:
+    """What was saved comes back equal, from a file whose name says workload and context."""
+    path = store.save(profile)
+    assert found(store, profile) == profile
+    assert path.name.startswith("chat-ctx8192-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_fingerprint": "another"},
+        {"machine_fingerprint": "another"},
+        {"engine_version": "another"},
+        {"n_ctx": 4096},
+        {"workload": "code"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_key_counts(store: ProfileStore, profile: Profile, change: dict[str, object]) -> None:
+    """A profile is not found when one of its keys differs."""
+    store.save(profile)
+    assert found(store, replace(profile, **change)) is None  # type: ignore[arg-type]
+
+
+def test_an_empty_store_finds_nothing(store: ProfileStore, profile: Profile) -> None:
+    """A folder that does not exist yet is an empty store."""
+    assert found(store, profile) is None
+    assert store.list().profiles == ()
+
+
+def test_saving_again_replaces_and_leaves_nothing_beside_it(store: ProfileStore, profile: Profile) -> None:
+    """The newer profile of the same keys takes the place of the older; no temporary file stays."""
+    path = store.save(profile)
+    store.save(replace(profile, gain=1.5))
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    assert found(store, profile) == replace(profile, gain=1.5)
+
+
+def test_a_failed_write_keeps_the_old_profile(
+    store: ProfileStore, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up while writing loses nothing."""
+    path = store.save(profile)
+
+    def full_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(MoetuneError, match="No space left on device") as caught:
+        store.save(replace(profile, gain=1.5))
+    assert caught.value.code is ExitCode.STORAGE
+    assert found(store, profile) == profile
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_candidates_are_this_model_on_this_machine_newest_first(
+    store: ProfileStore, profile: Profile, other_context: Profile
+) -> None:
+    """Other contexts are candidates; other machines and models are not."""
+    store.save(profile)
+    store.save(other_context)
+    store.save(replace(profile, machine_fingerprint="elsewhere"))
+    store.save(replace(profile, model_fingerprint="another model"))
+    shelf = store.candidates(profile.model_fingerprint, profile.machine_fingerprint)
+    assert shelf.profiles == (other_context, profile)
+    assert len(store.candidates(profile.model_fingerprint).profiles) == 3
+    assert len(store.list().profiles) == 4
+
+
+def test_one_damaged_file_does_not_hide_the_others(
+    store: ProfileStore, profile: Profile, other_context: Profile
+) -> None:
+    """A listing keeps what can be read and says what cannot; asking for the damaged one fails."""
+    damaged = store.save(profile)
+    store.save(other_context)
+    damaged.write_text("schema_version: 1\n")
+    shelf = store.candidates(profile.model_fingerprint, profile.machine_fingerprint)
+    assert shelf.profiles == (other_context,)
+    assert str(damaged) in shelf.unusable[0].cause
+    with pytest.raises(MoetuneError, match="not valid"):
+        found(store, profile)
+
+
+def test_a_profile_moved_from_another_machine_is_refused(store: ProfileStore, profile: Profile) -> None:
+    """A file copied into this machine's folder by hand is not applied in silence."""
+    foreign = store.save(replace(profile, machine_fingerprint="elsewhere"))
+    here = store.path_of(profile)
+    here.parent.mkdir(parents=True)
+    here.write_bytes(foreign.read_bytes())
+    with pytest.raises(MoetuneError, match="another model, machine") as caught:
+        found(store, profile)
+    assert caught.value.code is ExitCode.STORAGE
+
+
+def test_keys_cannot_leave_the_store(store: ProfileStore, profile: Profile) -> None:
+    """Fingerprints with slashes and dots stay inside the root and apart from each other."""
+    first = store.save(replace(profile, model_fingerprint="../../a/b"))
+    second = store.save(replace(profile, model_fingerprint="../../a:b"))
+    assert store.root in first.resolve().parents
+    assert first != second
+
+
+def test_a_root_that_is_a_file_is_reported_before_and_while_saving(tmp_path: Path, profile: Profile) -> None:
+    """An unwritable config folder is one clear error with the variable that moves it."""
+    (tmp_path / "config").write_text("in the way")
+    store = ProfileStore(tmp_path / "config" / "profiles")
+    for attempt in (store.check_writable, lambda: store.save(profile)):
+        with pytest.raises(MoetuneError, match="cannot be written") as caught:
+            attempt()
+        assert caught.value.code is ExitCode.STORAGE
+        assert "MOETUNE_CONFIG_DIR" in caught.value.remedy
+
+
+def test_the_environment_moves_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MOETUNE_CONFIG_DIR wins over the user's config folder."""
+    monkeypatch.setenv("MOETUNE_CONFIG_DIR", str(tmp_path))
+    assert ProfileStore().root == tmp_path / "profiles"
+    monkeypatch.delenv("MOETUNE_CONFIG_DIR")
+    assert default_root().parts[-2:] == ("moetune", "profiles")
