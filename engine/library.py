@@ -1,4 +1,4 @@
-"""ggml's registry and the two native libraries, through ctypes. Only the engine's worker process loads them for real."""
+"""ggml's registry and the native libraries, through ctypes."""
 
 import ctypes
 import os
@@ -23,9 +23,8 @@ def ggml() -> ctypes.CDLL:
     lib.ggml_backend_load.argtypes, lib.ggml_backend_load.restype = [ctypes.c_char_p], ctypes.c_void_p
     lib.ggml_backend_dev_by_name.argtypes, lib.ggml_backend_dev_by_name.restype = [ctypes.c_char_p], ctypes.c_void_p
     lib.ggml_backend_cpu_buffer_type.argtypes, lib.ggml_backend_cpu_buffer_type.restype = [], ctypes.c_void_p
-    lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)] + [
-        ctypes.POINTER(ctypes.c_size_t)
-    ]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
     lib.ggml_backend_dev_memory.restype = None
     lib.ggml_version.argtypes, lib.ggml_version.restype = [], ctypes.c_char_p
     return lib

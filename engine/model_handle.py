@@ -3,7 +3,7 @@
 import codecs
 import ctypes
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -128,11 +128,6 @@ class ModelHandle:
         self.decode(tokens)
         return time.perf_counter() - start
 
-    def logits(self) -> "ctypes.Array[ctypes.c_float]":
-        """Logits of the last decoded token, n_vocab floats, valid until the next decode."""
-        pointer = llama.llama_get_logits_ith(self._context, -1)
-        return ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self.n_vocab)).contents
-
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of `text`; `special` adds BOS where the model wants it and reads control tokens."""
         raw = text.encode()
@@ -143,7 +138,7 @@ class ModelHandle:
             raise EngineFailure(FailureReason.DECODE_FAILED, f"text needs {-n} tokens, {room} were expected at most")
         return list(array[:n])
 
-    def stream(self, tokens: Sequence[int], request: GenerationRequest) -> Iterator[str]:
+    def stream(self, tokens: Sequence[int], request: GenerationRequest) -> Generator[str, None, tuple[int, str]]:
         """Sampled text after `tokens` have been decoded; ends at the model's own end or the request's limit.
 
         The generator's return value is (tokens generated, "end" or "limit").
@@ -204,7 +199,7 @@ def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: l
     if on_device and handle is None:
         raise EngineFailure(FailureReason.REFUSED, f"no ggml device {config.device}")
     devices = (ctypes.c_void_p * 2)(handle, None)
-    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.devices = ctypes.addressof(devices)  # type: ignore[assignment]  # a c_void_p field
     params.n_gpu_layers = config.gpu_layers if on_device else 0
     params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if config.mmap else llama.LLAMA_LOAD_MODE_NONE
     params.use_extra_bufts = config.repack
@@ -214,5 +209,5 @@ def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: l
     cpu = ggml().ggml_backend_cpu_buffer_type()
     patterns = [_EXPERTS_OF_LAYER.format(layer=i) for i in range(config.ram_expert_layers)]
     overrides = (_BufferOverride * (len(patterns) + 1))(*(_BufferOverride(p.encode(), cpu) for p in patterns))
-    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    params.tensor_buft_overrides = ctypes.addressof(overrides)  # type: ignore[assignment]
     keep_alive.append(overrides)

@@ -24,7 +24,7 @@ class NativeLog:
         self._trouble: deque[str] = deque(maxlen=40)
         self._last_level = 0
 
-        @llama.llama_log_callback
+        @llama.llama_log_callback  # type: ignore[untyped-decorator]
         def receive(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
             self._receive(level, text.decode(errors="replace"))
 

@@ -1,5 +1,6 @@
 """The parent's end of one worker process: requests with a time limit, and every way it can die as a typed failure."""
 
+import contextlib
 import os
 import selectors
 import signal
@@ -21,7 +22,7 @@ class WorkerProcess:
     """One engine process. After a `Failed` for a crash or a hang it is dead; `alive` says so."""
 
     def __init__(self, setup: Setup) -> None:
-        self._log = tempfile.TemporaryFile(prefix="moetune-engine-")
+        self._log = tempfile.TemporaryFile(prefix="moetune-engine-")  # noqa: SIM115  (closed by `kill`)
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-m", "moetune.engine.worker", TypeAdapter(Setup).dump_json(setup).decode()]
         self._process = subprocess.Popen(
@@ -84,10 +85,8 @@ class WorkerProcess:
     def close(self) -> None:
         """Let the process free everything and end; kill it when it does not within a few seconds."""
         if self.alive and self.send(protocol.Quit()) is None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
 
     def kill(self) -> None:
@@ -101,10 +100,9 @@ class WorkerProcess:
         self._responses.close()
         self._log.close()
         if self._process.stdin is not None:
-            try:
+            # What is left in the buffer was for a process that is gone.
+            with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass  # what was left in the buffer was for a process that is gone
 
     def _crashed(self) -> Failed:
         if self._responses.closed:

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process returns; the table in the README lists these and no others."""
+    """What the process returns; the table in docs/commands.md lists these and no others."""
 
     OK = 0
     BUG = 1

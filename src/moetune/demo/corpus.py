@@ -25,7 +25,8 @@ _NOT_SOURCE = re.compile(r"(^|/)(tests?|idle_test|site-packages|dist-packages|en
 _NOT_PORTABLE = re.compile(r"_sysconfigdata|sitecustomize|^test_")
 # One cloud command-line tool can install 16,000 pages of one template; they would drown everything else.
 _BULK = re.compile(r"^gcloud")
-_LONGEST_CHARS = 60_000
+# A few shell and compiler pages are as long as books.
+_LONGEST_CHARS = 200_000
 _HELD_OUT_ONE_IN = 20
 
 
@@ -105,5 +106,5 @@ def _render(page: Path) -> str:
 
 
 def _tidy(text: str) -> str:
-    text = re.sub(r"[ \t]+$", "", text.expandtabs(8), flags=re.M)
+    text = re.sub(r"[ \t]+$", "", text.expandtabs(8), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")[:_LONGEST_CHARS] + "\n"

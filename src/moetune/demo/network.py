@@ -106,7 +106,7 @@ class RoutedFFN(nn.Module):
         repeated = x.unsqueeze(1).expand(-1, s.used, -1).reshape(-1, s.embd)
         rows: Tensor = _Permute.apply(repeated, order, inverse)  # type: ignore[no-untyped-call]
         outputs = []
-        chunks = rows.split(counts.tolist())
+        chunks = torch.split(rows, counts.tolist())
         gate_ups = self.gate_up.to(rows.dtype).unbind(0)
         downs = self.down.to(rows.dtype).unbind(0)
         for chunk, gate_up, down in zip(chunks, gate_ups, downs, strict=True):
