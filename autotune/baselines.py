@@ -1,0 +1,103 @@
+"""The configurations to beat: stock llama.cpp as its users run it, always measured first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.space import Space, cache_off
+from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Failed, FailureReason
+
+STOCK_CPU = "stock, all on the CPU"
+EXPERTS_IN_RAM = "stock, experts in RAM"
+BEST_OFFLOAD = "stock, best layer offload"
+ALL_ON_DEVICE = "stock, all on the device"
+CACHE_OFF = "cache off"
+TUNED_ALIKE = "stock, tuned alike"
+# A prediction that was too careful is corrected by so many layers at most; each costs a reload.
+_MOST_STEPS_DOWN = 2
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A named configuration to beat."""
+
+    name: str
+    config: EngineConfig
+
+
+def fixed_baselines(space: Space) -> tuple[Baseline, ...]:
+    """The baselines whose configuration is known beforehand."""
+    on_cpu = replace(space.default, device=None, gpu_layers=0, ram_expert_layers=0)
+    if not space.choices("ram_expert_layers") and not space.choices("gpu_layers"):
+        baselines = [Baseline(STOCK_CPU, on_cpu)]
+    elif space.model.is_moe:
+        baselines = [Baseline(EXPERTS_IN_RAM, replace(space.default, ram_expert_layers=space.model.n_layers))]
+    else:
+        baselines = [Baseline(STOCK_CPU, replace(space.default, gpu_layers=0))]
+    if space.has_cache:
+        baselines.append(Baseline(CACHE_OFF, cache_off(space.default, space.tier)))
+    return tuple(baselines)
+
+
+def offloads(space: Space) -> tuple[EngineConfig, ...]:
+    """Every layer placement of stock llama.cpp in this space, from most to least on the device."""
+    by_experts = space.choices("ram_expert_layers")
+    if by_experts:
+        return tuple(replace(space.default, ram_expert_layers=int(value)) for value in by_experts)
+    return tuple(replace(space.default, gpu_layers=int(v)) for v in reversed(space.choices("gpu_layers")) if int(v))
+
+
+def measure_baselines(session: Session) -> None:
+    """Measure what is not measured yet; the order keeps the engine from reloading more than it must."""
+    for baseline in fixed_baselines(session.space):
+        _once(session, baseline.name, baseline.config)
+    _measure_best_offload(session)
+
+
+def measure_twin(session: Session, rival: TrialRecord) -> None:
+    """The best stock baseline with the rival's threads, micro-batch and KV types.
+
+    Without it a gain that any of these would give stock llama.cpp too would be credited to the cache.
+    """
+    stock = fastest([r for r in session.study.records if r.origin is Origin.BASELINE and r.config.cache is None])
+    if stock is None or rival.config.cache is None or rival.config.cache.slots == 0:
+        return
+    like = rival.config
+    twin = replace(
+        stock.config, n_threads=like.n_threads, n_ubatch=like.n_ubatch, type_k=like.type_k, type_v=like.type_v
+    )
+    _once(session, TUNED_ALIKE, twin)
+
+
+def _once(session: Session, name: str, config: EngineConfig) -> TrialRecord:
+    known = (r for r in session.study.records if r.origin is Origin.BASELINE and r.config == config)
+    return next(known, None) or session.evaluate(config, Origin.BASELINE, name)
+
+
+def _measure_best_offload(session: Session) -> None:
+    """The most layers that run: from the prediction, a layer back at a time while out of memory, then forward."""
+    placements = offloads(session.space)
+    start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), None)
+    if start is None:
+        return
+    name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole else BEST_OFFLOAD
+    ran = next((i for i in range(start, len(placements)) if _runs(_once(session, name, placements[i]))), None)
+    if ran != start:
+        return
+    # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
+    for i in _steps_down(start):
+        if not session.memory.fits_fast(placements[i]) or not _runs(_once(session, name, placements[i])):
+            return
+
+
+def _steps_down(start: int) -> Iterator[int]:
+    return iter(range(start - 1, max(-1, start - 1 - _MOST_STEPS_DOWN), -1))
+
+
+def _runs(record: TrialRecord) -> bool:
+    """Whether to stop looking: it ran, or failed for a reason that fewer layers would not change."""
+    outcome = record.outcome
+    memory_reasons = (FailureReason.OUT_OF_MEMORY, FailureReason.LOAD_FAILED, FailureReason.CONTEXT_FAILED)
+    return not (record.measurement is None and (not isinstance(outcome, Failed) or outcome.reason in memory_reasons))

@@ -1,0 +1,129 @@
+"""Measures one configuration and keeps what came of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from moetune.autotune.events import SearchEvents
+from moetune.autotune.memory import MemoryModel
+from moetune.autotune.record import NotLaunched, Origin, Outcome, TrialRecord
+from moetune.autotune.request import SearchRequest
+from moetune.autotune.space import Space
+from moetune.autotune.study import Study
+from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Failed, FailureReason, Measurement, Runner, Trace
+
+# A disk or network share that gives less is too slow to search on.
+_SLOWEST_LOAD_BYTES_S = 50e6
+
+
+@dataclass
+class Session:
+    """One search under way. memory learns from every trial; everything else stays as it was given."""
+
+    request: SearchRequest
+    space: Space
+    study: Study
+    runner: Runner
+    trace: Trace
+    events: SearchEvents
+    memory: MemoryModel
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+    def __post_init__(self) -> None:
+        for record in self.study.records:
+            self._learn(record.config, record.outcome)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The fastest trial so far, baselines included."""
+        return fastest(self.study.records)
+
+    @property
+    def best_baseline(self) -> TrialRecord | None:
+        """The fastest baseline so far."""
+        return fastest([record for record in self.study.records if record.origin is Origin.BASELINE])
+
+    def find(self, config: EngineConfig) -> TrialRecord | None:
+        """An earlier trial of exactly this configuration, in this search or the one it resumes."""
+        return next((record for record in self.study.records if record.config == config), None)
+
+    @property
+    def longest_s(self) -> float:
+        """The whole allowance: for what must be measured however slow it is."""
+        return self.request.longest_trial_s + self.space.model.file_bytes / _SLOWEST_LOAD_BYTES_S
+
+    def time_limit_s(self) -> float:
+        """A multiple of the incumbent's wall time; the whole allowance until there is one."""
+        longest = self.longest_s
+        incumbent = self.best
+        if incumbent is None or incumbent.measurement is None:
+            return longest
+        load_s = max((r.measurement.load_s for r in self.study.records if r.measurement), default=0.0)
+        fair = self.request.incumbent_factor * (incumbent.wall_s + load_s)
+        return min(longest, max(self.request.shortest_limit_s, fair))
+
+    def evaluate(self, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
+        """Measure `config`, unless it cannot fit, and tell the study."""
+        number, _ = self.study.ask(self.space.params_of(config, self.memory))
+        return self.run(number, config, origin, name)
+
+    def run(self, number: int, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
+        """Measure `config` as the trial already asked for under `number`."""
+        fast_excess, host_excess = self.memory.excess_bytes(config)
+        if self.request.allow_overcommit:
+            host_excess = min(host_excess, 0)
+        self.events.trial_started(origin, name, config)
+        started = self.clock()
+        outcome: Outcome
+        try:
+            if fast_excess > 0 or host_excess > 0:
+                outcome = NotLaunched(fast_excess, host_excess)
+            else:
+                limit_s = self.longest_s if origin is Origin.BASELINE else self.time_limit_s()
+                outcome = self.measure(config, limit_s)
+        except BaseException:
+            self.study.abandon(number, "interrupted")
+            raise
+        record = TrialRecord(
+            number=number,
+            origin=origin,
+            name=name,
+            config=config,
+            outcome=outcome,
+            turn_s=self.turn_s(outcome),
+            wall_s=self.clock() - started,
+            fast_excess_bytes=fast_excess,
+            host_excess_bytes=host_excess,
+        )
+        self.study.tell(record)
+        self._learn(config, outcome)
+        self.events.trial_finished(record, self.best, self.best_baseline)
+        return record
+
+    def measure(self, config: EngineConfig, time_limit_s: float) -> Measurement | Failed:
+        """One fresh measurement, not recorded; a result without usable numbers is a failure too."""
+        outcome = self.runner.measure(config, self.trace, passes=self.request.passes, time_limit_s=time_limit_s)
+        if isinstance(outcome, Measurement) and not (
+            outcome.pp_samples_s and outcome.tg_samples_s and min(*outcome.pp_samples_s, sum(outcome.tg_samples_s)) > 0
+        ):
+            return Failed(FailureReason.DECODE_FAILED, "the engine returned no timings")
+        return outcome
+
+    def turn_s(self, outcome: Outcome) -> float | None:
+        """The objective: seconds for one request of the measured shape."""
+        if not isinstance(outcome, Measurement):
+            return None
+        return outcome.turn_s(len(self.trace.prompt_tokens), len(self.trace.reply_tokens))
+
+    def _learn(self, config: EngineConfig, outcome: Outcome) -> None:
+        # A trial that held fewer slots than planned says nothing about what the plan would have cost.
+        planned = config.cache.slots if config.cache is not None else 0
+        if isinstance(outcome, Measurement) and outcome.slots == planned:
+            self.memory = self.memory.observe(config, outcome.fast_bytes)
+
+
+def fastest(records: list[TrialRecord]) -> TrialRecord | None:
+    """The measured record with the shortest turn, None when nothing was measured."""
+    measured = [(record.turn_s, record.number, record) for record in records if record.turn_s is not None]
+    return min(measured)[2] if measured else None

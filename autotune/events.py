@@ -1,0 +1,54 @@
+"""What a search tells whoever watches it."""
+
+from enum import StrEnum
+from typing import Protocol
+
+from moetune.autotune.record import Origin, TrialRecord
+from moetune.engine.config import EngineConfig
+
+
+class Phase(StrEnum):
+    """The parts of a search, in order."""
+
+    PREPARE = "preparing"
+    BASELINES = "baselines"
+    TRIALS = "trials"
+    DUEL = "side by side"
+
+
+class SearchEvents(Protocol):
+    """Observes a search; must not raise."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        """A part begins; `total` trials, or measurements in the duel, are expected at most."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line: why a knob is absent, that a search was resumed."""
+
+    def trial_started(self, origin: Origin, name: str, config: EngineConfig) -> None:
+        """A configuration is being measured."""
+
+    def trial_finished(self, record: TrialRecord, best: TrialRecord | None, baseline: TrialRecord | None) -> None:
+        """It is done; the best trial of all and the best baseline so far."""
+
+    def duel_progress(self, done: int, total: int) -> None:
+        """So many of a duel's measurements are done."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def trial_started(self, origin: Origin, name: str, config: EngineConfig) -> None:
+        pass
+
+    def trial_finished(self, record: TrialRecord, best: TrialRecord | None, baseline: TrialRecord | None) -> None:
+        pass
+
+    def duel_progress(self, done: int, total: int) -> None:
+        pass

@@ -1,0 +1,53 @@
+"""Who duels whom, and in which order."""
+
+from moetune.autotune.duel import BLOCK, Duel, fight
+from moetune.autotune.evaluate import Session
+from moetune.autotune.record import Origin, TrialRecord
+from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Failed, Measurement
+
+# Screening noise: a candidate this much slower than the baseline in its one trial may still be the faster one.
+_SCREENING_NOISE = 1.02
+
+
+def finalists(session: Session) -> tuple[TrialRecord, ...]:
+    """The best trials that are no baseline and could still beat the best one."""
+    baseline = session.best_baseline
+    if baseline is None or baseline.turn_s is None:
+        return ()
+    bar = baseline.turn_s * _SCREENING_NOISE
+    rivals = [r for r in session.study.records if r.origin is not Origin.BASELINE and r.turn_s is not None]
+    rivals.sort(key=lambda record: (record.turn_s, record.number))
+    return tuple(r for r in rivals if r.turn_s is not None and r.turn_s <= bar)[: session.request.finalists]
+
+
+def run_finals(session: Session) -> tuple[Duel, ...]:
+    """Duel the finalists one after the other until one wins; every block is kept in the study."""
+    baseline = session.best_baseline
+    rivals = finalists(session)
+    duels: list[Duel] = []
+    for rival in rivals:
+        if baseline is None:
+            break
+        duel = fight(
+            baseline.name,
+            baseline.config,
+            rival.config,
+            measure=lambda config: _measure(session, config),
+            turn_s=lambda m: m.turn_s(len(session.trace.prompt_tokens), len(session.trace.reply_tokens)),
+            blocks=session.request.duel_blocks,
+            margin=session.request.margin,
+            comparisons=len(rivals),
+            progress=session.events.duel_progress,
+            keep=lambda block: session.study.keep_block(BLOCK.dump_json(block).decode()),
+        )
+        duels.append(duel)
+        if duel.won:
+            break
+    return tuple(duels)
+
+
+def _measure(session: Session, config: EngineConfig) -> Measurement | Failed:
+    """Once more after a failure: a single stray one in a dozen fresh launches must not void the whole duel."""
+    outcome = session.measure(config, session.longest_s)
+    return session.measure(config, session.longest_s) if isinstance(outcome, Failed) else outcome

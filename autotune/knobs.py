@@ -1,0 +1,80 @@
+"""One dimension of the search space, and the choices this machine and model leave for each."""
+
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from moetune.engine.config import KV_BITS_PER_VALUE, KvType
+from moetune.engine.model import Model
+from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.machine import Cpu
+
+Choice = int | float | str | bool
+UBATCHES = (64, 128, 256, 512, 1024, 2048)
+INTERVALS = (1, 2, 4, 8, 16, 32, 64)
+HYSTERESES = (1.0, 1.1, 1.25, 1.5, 2.0)
+PROMOTIONS = (1, 2, 4, 8)
+SLOT_PERCENTS = tuple(range(0, 101, 5))
+_BLOCK_LENGTH = {kind: 32 for kind in KvType if KV_BITS_PER_VALUE[kind] < 16}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A named dimension. Ordered choices are sampled by index, so that the sampler knows which are neighbours."""
+
+    name: str
+    choices: tuple[Choice, ...]
+    ordered: bool = True
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        """The Optuna distribution of `encode`'s values."""
+        return IntDistribution(0, len(self.choices) - 1) if self.ordered else CategoricalDistribution(self.choices)
+
+    def encode(self, choice: Choice) -> Choice:
+        """What Optuna stores for `choice`; a number that is no choice goes to the nearest one."""
+        if not self.ordered:
+            return choice
+        if choice in self.choices:
+            return self.choices.index(choice)
+        return min(range(len(self.choices)), key=lambda i: abs(float(self.choices[i]) - float(choice)))
+
+    def decode(self, stored: Choice) -> Choice:
+        """The choice Optuna's value stands for."""
+        return self.choices[int(stored)] if self.ordered else stored
+
+
+def default_threads(cpu: Cpu) -> int:
+    """One thread a physical core we may use: what llama.cpp's users start from."""
+    return max(1, min(cpu.physical_cores, cpu.usable_cores))
+
+
+def thread_choices(cpu: Cpu) -> tuple[int, ...]:
+    """Half, three quarters and all of the physical cores, and every usable logical one."""
+    cores = default_threads(cpu)
+    return tuple(sorted({max(1, cores // 2), max(1, cores * 3 // 4), cores, cpu.usable_cores}))
+
+
+def ubatch_choices(n_ctx: int, prompt_tokens: int) -> tuple[int, ...]:
+    """Powers of two up to the context; beyond the prompt's own length a larger one changes nothing."""
+    most = max(256, prompt_tokens)
+    upper = next((size for size in UBATCHES if size >= most), UBATCHES[-1])
+    return tuple(size for size in UBATCHES if size <= min(upper, max(UBATCHES[0], n_ctx)))
+
+
+def kv_choices(model: Model, wanted: tuple[KvType, ...]) -> tuple[KvType, ...]:
+    """The KV-cache types this model's heads allow: a quantised block must divide them."""
+
+    def allowed(kind: KvType) -> bool:
+        block = _BLOCK_LENGTH.get(kind, 1)
+        caching = [layer for layer in model.layers if layer.k_values]
+        return all(layer.head_dim_k % block == 0 and layer.head_dim_v % block == 0 for layer in caching)
+
+    choices = tuple(dict.fromkeys(kind for kind in wanted if allowed(kind)))
+    if not choices:
+        raise MoetuneError(
+            f"None of the KV-cache types {', '.join(wanted)} suits this model's attention heads.",
+            "Add f16 (--kv f16).",
+            ExitCode.USAGE,
+        )
+    return choices

@@ -1,0 +1,98 @@
+"""One trial, as kept: what was run, what came of it, and the one place that maps it to Optuna's states."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from optuna.trial import TrialState
+from pydantic import TypeAdapter
+
+from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Failed, FailureReason, Measurement
+
+
+class Origin(StrEnum):
+    """Who proposed a trial."""
+
+    BASELINE = "baseline"
+    SEED = "seed"
+    SAMPLER = "sampler"
+
+
+@dataclass(frozen=True)
+class NotLaunched:
+    """A configuration that cannot fit, never given to the engine. Bytes too many, 0 or less where it fits."""
+
+    fast_excess_bytes: int
+    host_excess_bytes: int
+
+    @property
+    def detail(self) -> str:
+        where = "fast tier" if self.fast_excess_bytes > 0 else "RAM"
+        excess = max(self.fast_excess_bytes, self.host_excess_bytes)
+        return f"not launched: {excess / (1 << 20):,.1f} MiB too many for the {where}"
+
+
+Outcome = Measurement | Failed | NotLaunched
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A finished trial. name: the baseline's, else "". turn_s: the objective; None without a measurement.
+
+    wall_s: what the trial cost, loading included. fast_excess_bytes, host_excess_bytes: as predicted before it ran.
+    """
+
+    number: int
+    origin: Origin
+    name: str
+    config: EngineConfig
+    outcome: Outcome
+    turn_s: float | None
+    wall_s: float
+    fast_excess_bytes: int
+    host_excess_bytes: int
+
+    @property
+    def measurement(self) -> Measurement | None:
+        return self.outcome if isinstance(self.outcome, Measurement) else None
+
+    @property
+    def launched(self) -> bool:
+        """Whether the engine was given it."""
+        return not isinstance(self.outcome, NotLaunched)
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no measurement, in one line."""
+        if isinstance(self.outcome, Failed):
+            detail = " ".join(self.outcome.detail.split())
+            return f"{self.outcome.reason}: {detail}" if detail else str(self.outcome.reason)
+        return self.outcome.detail if isinstance(self.outcome, NotLaunched) else None
+
+
+RECORD = TypeAdapter(TrialRecord)
+
+
+@dataclass(frozen=True)
+class OptunaOutcome:
+    """A record in Optuna's terms. Constraints are feasible at 0 and below; every trial sets all of them."""
+
+    state: TrialState
+    value: float | None
+    constraints: dict[str, float]
+
+
+def to_optuna(record: TrialRecord) -> OptunaOutcome:
+    """Measured trials complete; all others are pruned, because the sampler ignores failed ones entirely."""
+    fast, host = record.fast_excess_bytes / (1 << 20), record.host_excess_bytes / (1 << 20)
+    runs = 0.0
+    if isinstance(record.outcome, Failed):
+        if record.outcome.reason is FailureReason.OUT_OF_MEMORY:
+            fast = max(fast, 1.0)
+        else:
+            runs = 1.0
+    elif isinstance(record.outcome, Measurement):
+        # It ran: whatever the prediction said, it fits.
+        fast, host = min(fast, 0.0), min(host, 0.0)
+    state = TrialState.COMPLETE if record.turn_s is not None else TrialState.PRUNED
+    return OptunaOutcome(state, record.turn_s, {"fast_memory_mib": fast, "host_memory_mib": host, "runs": runs})

@@ -1,0 +1,62 @@
+"""What a search returns, and the profile that remembers it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from moetune.autotune.duel import Duel
+from moetune.autotune.record import TrialRecord
+from moetune.autotune.request import SearchRequest
+from moetune.autotune.space import Space
+from moetune.autotune.verdict import Verdict
+from moetune.profiles.schema import Profile, SavedVerdict
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Everything a search learnt. records: all trials of the study, earlier runs' included, in order."""
+
+    request: SearchRequest
+    space: Space
+    records: tuple[TrialRecord, ...]
+    duels: tuple[Duel, ...]
+    verdict: Verdict
+    interrupted: bool
+
+
+def profile_of(
+    result: SearchResult, *, machine_fingerprint: str, machine_label: str, moetune_version: str
+) -> Profile | None:
+    """The profile to save: the winner, or the best baseline when nothing beat it; None when nothing may be kept.
+
+    An interrupted search leaves no profile: what it knows has not been measured side by side.
+    """
+    verdict = result.verdict
+    if result.interrupted or verdict.config is None or verdict.result is None or verdict.baseline is None:
+        return None
+    interval = verdict.interval if verdict.proven else None
+    return Profile(
+        schema_version=1,
+        model_fingerprint=result.space.model.fingerprint,
+        model_name=_line(result.space.model.name),
+        machine_fingerprint=machine_fingerprint,
+        machine_label=_line(machine_label),
+        emulated=_line(verdict.emulated) if verdict.emulated else None,
+        engine_version=result.request.engine_version,
+        n_ctx=result.request.n_ctx,
+        workload=result.request.workload.name,
+        config=verdict.config,
+        result=verdict.result,
+        baseline=verdict.baseline,
+        baseline_name=verdict.baseline_name,
+        gain=interval.gain if interval else 1.0,
+        gain_low=interval.low if interval else 1.0,
+        gain_high=interval.high if interval else 1.0,
+        verdict=SavedVerdict(kind=str(verdict.kind), sentence=_line(verdict.sentence)),
+        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        moetune_version=moetune_version,
+    )
+
+
+def _line(text: str) -> str:
+    """One printable line: names come from files that anyone may have written."""
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]

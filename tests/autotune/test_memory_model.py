@@ -1,0 +1,132 @@
+"""Predicted memory: what lies where, and that experience is never forgotten."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from world import MIB, gpu, machine_with, memory_of, moe_model
+
+from moetune.autotune.calibration import Calibration
+from moetune.autotune.memory import require_memory
+from moetune.autotune.tier import choose_tier
+from moetune.engine.config import CacheKnobs, EngineConfig, KvType
+from moetune.errors import ExitCode, MoetuneError
+
+MACHINE = machine_with(gpu(4096))
+MEMORY = memory_of(MACHINE, moe_model())
+ALL_DENSE = EngineConfig(n_ctx=2048, n_threads=4, n_ubatch=64, device="CUDA0", gpu_layers=9, ram_expert_layers=8)
+
+
+def known_bytes(config: EngineConfig) -> int:
+    """The part of the fast tier's footprint that is not an estimate."""
+    footprint = MEMORY.footprint(config)
+    return footprint.fast_bytes - footprint.guessed_bytes
+
+
+def kv_bytes(layers: int, tokens: int = 2048) -> int:
+    return layers * tokens * 1024 * 2
+
+
+def test_all_dense_parts_and_the_output_lie_on_the_device() -> None:
+    """Experts and the token embedding stay in RAM."""
+    assert known_bytes(ALL_DENSE) == (8 * 10 + 40) * MIB + 4096 + kv_bytes(8)
+
+
+def test_the_output_layer_comes_first_then_the_last_layers() -> None:
+    """llama.cpp's -ngl 1 is the output alone; -ngl 3 adds the last two layers, experts and KV included."""
+    one = replace(ALL_DENSE, gpu_layers=1, ram_expert_layers=0)
+    assert known_bytes(one) == 40 * MIB + 4096
+    assert known_bytes(replace(one, gpu_layers=3)) == (40 + 2 * 138) * MIB + 4096 + kv_bytes(2)
+
+
+def test_experts_of_the_first_layers_stay_in_ram() -> None:
+    """ram_expert_layers counts from the front."""
+    assert known_bytes(replace(ALL_DENSE, ram_expert_layers=6)) - known_bytes(ALL_DENSE) == 2 * 128 * MIB
+
+
+def test_slots_cost_one_expert_in_every_layer_left_in_ram() -> None:
+    """10 slots in 8 layers of 2 MiB, and little for padding."""
+    off = replace(ALL_DENSE, cache=CacheKnobs(slots=0))
+    ten = replace(ALL_DENSE, cache=CacheKnobs(slots=10))
+    assert 160 * MIB <= known_bytes(ten) - known_bytes(off) < 161 * MIB
+    fewer_layers = replace(ten, ram_expert_layers=4)
+    assert 80 * MIB <= known_bytes(fewer_layers) - known_bytes(replace(off, ram_expert_layers=4)) < 81 * MIB
+
+
+def test_a_quantised_cache_is_smaller() -> None:
+    """q8_0 takes 8.5 bits for 16."""
+    small = replace(ALL_DENSE, type_k=KvType.Q8_0, type_v=KvType.Q8_0)
+    assert known_bytes(ALL_DENSE) - known_bytes(small) == pytest.approx(kv_bytes(8) * (1 - 8.5 / 16))
+
+
+def test_plain_cpu_uses_no_fast_memory() -> None:
+    """Everything lies in RAM."""
+    footprint = MEMORY.footprint(EngineConfig(n_ctx=2048, n_threads=4))
+    assert footprint.fast_bytes == 0
+    assert footprint.host_bytes > moe_model().tensor_bytes + kv_bytes(8)
+
+
+def test_what_is_on_the_device_is_not_in_ram() -> None:
+    """Host bytes fall by what moves over."""
+    on_cpu = MEMORY.footprint(EngineConfig(n_ctx=2048, n_threads=4, n_ubatch=64)).host_bytes
+    moved = MEMORY.footprint(replace(ALL_DENSE, ram_expert_layers=0)).host_bytes
+    assert on_cpu - moved > 1024 * MIB
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 36), st.integers(-(1 << 30), 1 << 36)), min_size=1, max_size=8),
+)
+def test_a_correction_never_goes_below_what_was_seen(seen: list[tuple[int, int]]) -> None:
+    """For every trial that ran, the corrected estimate covers what it measured."""
+    calibration = Calibration()
+    for estimated, measured in seen:
+        calibration = calibration.add(estimated, measured)
+    assert all(calibration.correct(estimated) >= measured * (1 - 1e-9) for estimated, measured in seen)
+
+
+def test_a_driver_that_takes_more_is_believed_at_once() -> None:
+    """300 MiB of unforeseen driver memory raise the prediction by 300 MiB, also at another micro-batch."""
+    predicted = MEMORY.footprint(ALL_DENSE).fast_bytes
+    learnt = MEMORY.observe(ALL_DENSE, predicted + 300 * MIB)
+    assert learnt.footprint(ALL_DENSE).fast_bytes >= predicted + 300 * MIB
+    other = replace(ALL_DENSE, n_ubatch=512)
+    assert learnt.footprint(other).fast_bytes >= MEMORY.footprint(other).fast_bytes + 300 * MIB
+
+
+def test_careful_estimates_come_down_with_evidence() -> None:
+    """Buffers measured at a quarter of their estimate leave room for more slots."""
+    off = replace(ALL_DENSE, n_ubatch=2048, cache=CacheKnobs(slots=0))
+    footprint = MEMORY.footprint(off)
+    learnt = MEMORY.observe(off, footprint.fast_bytes - footprint.guessed_bytes * 3 // 4)
+    assert learnt.footprint(off).fast_bytes < footprint.fast_bytes
+    assert learnt.footprint(replace(off, cache=None)) == MEMORY.footprint(replace(off, cache=None))
+
+
+def test_a_model_larger_than_all_memory_is_refused_with_figures() -> None:
+    """1.2 GB do not fit into 600 MiB of RAM and 500 MiB of device."""
+    memory = memory_of(machine_with(gpu(500), ram_mib=600), moe_model())
+    config = replace(ALL_DENSE, device=None, gpu_layers=0)
+    with pytest.raises(MoetuneError, match="600 MiB of RAM") as caught:
+        require_memory(memory, config, allow_overcommit=False)
+    assert caught.value.code is ExitCode.MEMORY
+    require_memory(memory, config, allow_overcommit=True)
+
+
+def test_a_real_device_is_preferred_to_an_emulated_one() -> None:
+    """Unless the emulated one is named."""
+    emulated = gpu(9000, "EMU0", "emulated accelerator")
+    machine = machine_with(emulated, gpu(900))
+    chosen, named = choose_tier(machine, None), choose_tier(machine, "emu0")
+    assert chosen is not None
+    assert chosen.name == "CUDA0"
+    assert named is not None
+    assert named.emulated
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    """The remedy lists what there is; "none" is plain CPU."""
+    with pytest.raises(MoetuneError, match="CUDA0, CPU, none") as caught:
+        choose_tier(MACHINE, "Vulkan7")
+    assert caught.value.code is ExitCode.DEVICE
+    assert choose_tier(MACHINE, "none") is None

@@ -1,0 +1,215 @@
+"""Whole searches on known landscapes: what is found, what is never launched, and what survives."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_runner import FakeRunner, Landscape
+from world import MIB, dense_model, gpu, machine_with, moe_model, request_for, runner_for
+
+from moetune.autotune import baselines
+from moetune.autotune.events import Silent
+from moetune.autotune.record import Origin
+from moetune.autotune.request import SearchRequest
+from moetune.autotune.result import SearchResult
+from moetune.autotune.search import search
+from moetune.autotune.verdict import VerdictKind
+from moetune.engine.config import EngineConfig, KvType
+from moetune.engine.measurement import FailureReason
+from moetune.engine.model import Model
+from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.machine import Machine
+
+MACHINE = machine_with(gpu(900))
+MODEL = moe_model()
+Broken = Callable[[EngineConfig], FailureReason | None]
+
+
+def run(
+    request: SearchRequest, landscape: Landscape, machine: Machine = MACHINE, model: Model = MODEL
+) -> tuple[SearchResult, FakeRunner]:
+    runner = runner_for(machine, model, landscape, request.device)
+    return search(request, runner, machine, model, Silent()), runner
+
+
+def by_name(result: SearchResult, name: str) -> list[EngineConfig]:
+    return [record.config for record in result.records if record.name == name]
+
+
+def test_a_cache_that_wins_is_found_and_proven(request_: SearchRequest) -> None:
+    """Where slots pay, the search ends with the cache, in the same memory as the baseline."""
+    result, _ = run(request_, Landscape(noise=0.02))
+    verdict = result.verdict
+    assert verdict.kind is VerdictKind.CACHE_WINS
+    assert verdict.config is not None
+    assert verdict.config.cache is not None
+    assert verdict.config.cache.slots > 10
+    assert verdict.interval is not None
+    assert verdict.interval.low > 1.2
+    assert verdict.config.n_threads == 4
+
+
+def test_a_cache_that_loses_is_not_recommended(request_: SearchRequest) -> None:
+    """Where the plugin costs more than slots bring, something else is kept, and it is said why."""
+    result, _ = run(request_, Landscape(plugin_cost=3.0, hit_gain=0.1, best_threads=8))
+    assert result.verdict.kind is VerdictKind.NO_PROVEN_IMPROVEMENT
+    assert result.verdict.config is not None
+    assert result.verdict.config.cache is None
+    assert result.verdict.baseline_name == baselines.BEST_OFFLOAD
+    assert "Nothing beat stock, best layer offload" in result.verdict.sentence
+    assert "cache off" in result.verdict.sentence
+
+
+def test_threads_are_not_credited_to_the_cache(request_: SearchRequest) -> None:
+    """Slots do nothing here and half the threads do much: whatever wins, it is not the cache."""
+    land = Landscape(plugin_cost=1.0, hit_gain=0.0, best_threads=4, device_expert_layer_s=0.004, noise=0.001)
+    result, _ = run(request_, land)
+    assert result.verdict.kind is not VerdictKind.CACHE_WINS
+    assert result.verdict.config is not None
+    assert result.verdict.config.n_threads == 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_alone_never_wins(tmp_path: Path, seed: int) -> None:
+    """When every configuration is equally fast, 3 % noise names no winner."""
+    request = request_for(tmp_path, seed=seed)
+    runner = runner_for(MACHINE, MODEL, Landscape(flat_s=0.01, noise=0.03))
+    runner.seed = seed
+    result = search(request, runner, MACHINE, MODEL, Silent())
+    assert result.verdict.kind is VerdictKind.NO_PROVEN_IMPROVEMENT
+
+
+def test_baselines_come_first(request_: SearchRequest) -> None:
+    """Stock with experts in RAM, cache off, best layer offload: before anything else, and at the same memory."""
+    result, runner = run(request_, Landscape())
+    names = [record.name for record in result.records[:3]]
+    assert names == [baselines.EXPERTS_IN_RAM, baselines.CACHE_OFF, baselines.BEST_OFFLOAD]
+    in_ram, off, offload = runner.launched[:3]
+    assert in_ram.cache is None
+    assert in_ram.ram_expert_layers == MODEL.n_layers
+    assert off.cache is not None
+    assert off.cache.slots == 0
+    assert 0 < offload.ram_expert_layers < MODEL.n_layers
+    assert runner.memory.fits_fast(offload)
+    assert not runner.memory.fits_fast(replace(offload, ram_expert_layers=offload.ram_expert_layers - 1))
+
+
+def test_nothing_that_cannot_fit_is_launched(request_: SearchRequest) -> None:
+    """Every launched configuration was predicted to fit; the others are recorded and cost nothing."""
+    result, runner = run(replace(request_, n_trials=40), Landscape())
+    assert all(runner.memory.fits_fast(config) for config in runner.launched)
+    skipped = [record for record in result.records if record.measurement is None]
+    assert all(record.fast_excess_bytes > 0 for record in skipped)
+    assert not {record.config for record in skipped} & set(runner.launched)
+
+
+def test_a_memory_cliff_moves_the_best_offload_back(request_: SearchRequest) -> None:
+    """Where the device holds less than predicted, layers go back to RAM one at a time until it runs."""
+    plain, _ = run(request_, Landscape())
+    predicted = by_name(plain, baselines.BEST_OFFLOAD)[0].ram_expert_layers
+    machine = machine_with(gpu(1300))
+    request = replace(request_, state_dir=request_.state_dir / "cliff")
+    result, runner = run(request, Landscape(device_bytes=600 * MIB), machine)
+    tried = [config.ram_expert_layers for config in by_name(result, baselines.BEST_OFFLOAD)]
+    assert predicted > 0
+    assert len(tried) > 1
+    assert tried == list(range(tried[0], tried[0] + len(tried)))
+    outcomes = [record.measurement for record in result.records if record.name == baselines.BEST_OFFLOAD]
+    assert [outcome is not None for outcome in outcomes] == [False] * (len(tried) - 1) + [True]
+
+
+def test_a_device_that_holds_more_than_predicted_gets_more_layers(request_: SearchRequest) -> None:
+    """A careful prediction must not make a weak baseline: what the first ones measured moves more layers over."""
+    as_predicted, _ = run(request_, Landscape())
+    roomier, _ = run(replace(request_, state_dir=request_.state_dir / "roomier"), Landscape(true_buffers=0.1))
+    (careful,), (bold, *_) = (by_name(result, baselines.BEST_OFFLOAD) for result in (as_predicted, roomier))
+    assert bold.ram_expert_layers < careful.ram_expert_layers
+
+
+@pytest.mark.parametrize("reason", [FailureReason.CRASHED, FailureReason.HUNG, FailureReason.OUT_OF_MEMORY])
+def test_a_failing_configuration_costs_its_trial_only(request_: SearchRequest, reason: FailureReason) -> None:
+    """Quantised caches break here; the search goes on, keeps the reason, and still finds the win."""
+    broken: Broken = lambda config: reason if config.type_k is not KvType.F16 else None  # noqa: E731
+    result, _ = run(request_, Landscape(broken=broken))
+    failed = [record for record in result.records if record.measurement is None and record.fast_excess_bytes <= 0]
+    assert failed
+    assert all(record.config.type_k is not KvType.F16 for record in failed)
+    assert all(str(reason) in (record.failure or "") for record in failed)
+    assert result.verdict.kind is VerdictKind.CACHE_WINS
+
+
+def test_nothing_runs_at_all(request_: SearchRequest) -> None:
+    """An engine that never works is told as such, not as a score."""
+    result, _ = run(request_, Landscape(broken=lambda config: FailureReason.LOAD_FAILED))
+    assert result.verdict.kind is VerdictKind.NOTHING_RAN
+    assert result.verdict.config is None
+
+
+def test_without_baselines_nothing_is_claimed(request_: SearchRequest) -> None:
+    """Where only the cache runs there is nothing to compare it with."""
+    broken: Broken = lambda c: None if c.cache and c.cache.slots else FailureReason.CRASHED  # noqa: E731
+    result, _ = run(request_, Landscape(broken=broken))
+    assert result.verdict.kind is VerdictKind.NO_BASELINE
+    assert result.verdict.config is None
+
+
+def test_time_limits_follow_the_incumbent(request_: SearchRequest) -> None:
+    """Baselines may be as slow as they are; a later trial is cut short at a multiple of the best one."""
+    result, runner = run(replace(request_, longest_trial_s=500.0, shortest_limit_s=7.0), Landscape())
+    started = [record.origin for record in result.records if record.measurement is not None]
+    limits = dict(zip(range(len(runner.time_limits_s)), runner.time_limits_s, strict=True))
+    assert all(limits[i] > 500 for i, origin in enumerate(started) if origin is Origin.BASELINE)
+    assert all(limits[i] < 20 for i, origin in enumerate(started) if origin is not Origin.BASELINE)
+
+
+def test_a_dense_model_is_searched_without_the_cache(request_: SearchRequest) -> None:
+    """Threads, batch, KV and layers compete; the sentence says why the cache did not."""
+    result, runner = run(request_, Landscape(), machine=machine_with(gpu(900)), model=dense_model())
+    assert all(config.cache is None for config in runner.launched)
+    assert result.verdict.kind in (VerdictKind.OTHER_SETTING_WINS, VerdictKind.NO_PROVEN_IMPROVEMENT)
+    assert "dense" in result.verdict.sentence
+
+
+def test_without_a_fast_tier_the_cpus_settings_are_searched(request_: SearchRequest) -> None:
+    """The best threads are found and the sentence says what the cache needs."""
+    result, runner = run(request_, Landscape(), machine=machine_with())
+    assert all(config.device is None for config in runner.launched)
+    assert result.records[0].name == baselines.STOCK_CPU
+    assert result.verdict.config is not None
+    assert result.verdict.config.n_threads == 4
+    assert "fast tier" in result.verdict.sentence
+
+
+def test_everything_on_the_device_leaves_the_cache_idle(request_: SearchRequest) -> None:
+    """A device that holds the whole model: the best baseline is all on the device."""
+    result, runner = run(request_, Landscape(), machine=machine_with(gpu(4096)))
+    assert by_name(result, baselines.ALL_ON_DEVICE)[0].ram_expert_layers == 0
+    assert all(config.cache is None for config in runner.launched)
+    assert "nothing left to cache" in result.verdict.sentence
+
+
+def test_emulated_figures_are_called_emulated(request_: SearchRequest) -> None:
+    """Whatever the verdict, it says so."""
+    emulated = gpu(512, "EMU0", "emulated accelerator, 16 GB/s link")
+    result, _ = run(request_, Landscape(), machine=machine_with(emulated))
+    assert "mulated" in result.verdict.sentence
+
+
+def test_a_model_larger_than_memory_is_never_launched(request_: SearchRequest) -> None:
+    """The error comes before the first launch, unless overcommitting is allowed."""
+    machine = machine_with(gpu(500), ram_mib=600)
+    runner = runner_for(machine, MODEL, Landscape())
+    with pytest.raises(MoetuneError) as caught:
+        search(request_, runner, machine, MODEL, Silent())
+    assert caught.value.code is ExitCode.MEMORY
+    assert runner.launched == []
+    result, _ = run(replace(request_, allow_overcommit=True), Landscape(), machine)
+    assert result.verdict.baseline is not None
+
+
+def test_a_context_beyond_the_models_is_an_error(request_: SearchRequest) -> None:
+    """With the largest one that works."""
+    with pytest.raises(MoetuneError, match="32768") as caught:
+        run(replace(request_, n_ctx=65_536), Landscape())
+    assert caught.value.code is ExitCode.USAGE
