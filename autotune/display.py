@@ -66,7 +66,7 @@ class Display:
             return
         self._done += 1
         outcome = f"{record.turn_s:.3g} s a turn" if record.turn_s is not None else f"failed: {record.failure}"
-        count = f"[{self._done}/{max(self._total, self._done)}]"
+        count = f"[{self._done}/{max(self._total, self._done)}]" if self._total else f"[{self._done}]"
         self._print(f"{self._phase} {count} {self._current}: {outcome}{self._mark}")
         self._refresh()
 

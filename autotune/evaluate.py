@@ -77,7 +77,7 @@ class Session:
         started = self.clock()
         outcome: Outcome
         try:
-            if fast_excess > 0 or host_excess > 0:
+            if (fast_excess > 0 or host_excess > 0) and not self._has_run(config):
                 outcome = NotLaunched(fast_excess, host_excess)
             else:
                 limit_s = self.longest_s if origin is Origin.BASELINE else self.time_limit_s()
@@ -100,6 +100,10 @@ class Session:
         self._learn(config, outcome)
         self.events.trial_finished(record, self.best, self.best_baseline)
         return record
+
+    def _has_run(self, config: EngineConfig) -> bool:
+        """What ran once fits, whatever a prediction that has learnt since says."""
+        return any(record.config == config and record.measurement for record in self.study.records)
 
     def measure(self, config: EngineConfig, time_limit_s: float) -> Measurement | Failed:
         """One fresh measurement, not recorded; a result without usable numbers is a failure too."""

@@ -20,7 +20,7 @@ class SearchEvents(Protocol):
     """Observes a search; must not raise."""
 
     def phase(self, phase: Phase, total: int) -> None:
-        """A part begins; `total` trials, or measurements in the duel, are expected at most."""
+        """A part begins; `total` trials, or measurements in the duel, are expected at most; 0: nobody knows."""
 
     def note(self, text: str) -> None:
         """Something worth a line: why a knob is absent, that a search was resumed."""

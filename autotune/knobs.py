@@ -44,9 +44,12 @@ class Knob:
         return self.choices[int(stored)] if self.ordered else stored
 
 
-def default_threads(cpu: Cpu) -> int:
-    """One thread a physical core we may use: what llama.cpp's users start from."""
-    return max(1, min(cpu.physical_cores, cpu.usable_cores))
+def default_threads(cpu: Cpu, *, emulated: bool = False) -> int:
+    """One thread a physical core we may use: what llama.cpp's users start from.
+
+    An emulated accelerator computes on one of these cores, which a real one would leave free.
+    """
+    return max(1, min(cpu.physical_cores, cpu.usable_cores) - (1 if emulated else 0))
 
 
 def thread_choices(cpu: Cpu) -> tuple[int, ...]:

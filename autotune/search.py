@@ -1,6 +1,6 @@
 """One search, from a model and a machine to a verdict."""
 
-from moetune.autotune.baselines import measure_baselines, measure_twin
+from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin
 from moetune.autotune.duel import Duel
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
@@ -88,15 +88,17 @@ def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -
 
 
 def _baselines(session: Session) -> None:
-    session.events.phase(Phase.BASELINES, 3)
+    session.events.phase(Phase.BASELINES, 0)
     measure_baselines(session)
 
 
 def _trials(session: Session) -> None:
     session.events.phase(Phase.TRIALS, trials_left(session))
     measure_trials(session)
+    session.events.phase(Phase.BASELINES, 0)
     for rival in finalists(session):
         measure_twin(session, rival)
+    confirm_best_baseline(session)
 
 
 def _finals(session: Session) -> tuple[Duel, ...]:

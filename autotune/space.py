@@ -155,7 +155,7 @@ def _default(model: Model, cpu: Cpu, request: SearchRequest, tier: FastTier | No
     ubatches = ubatch_choices(request.n_ctx, request.workload.prompt_tokens)
     return EngineConfig(
         n_ctx=request.n_ctx,
-        n_threads=default_threads(cpu),
+        n_threads=default_threads(cpu, emulated=tier is not None and tier.emulated),
         n_ubatch=512 if 512 in ubatches else ubatches[-1],
         type_k=KvType.F16 if KvType.F16 in kinds else kinds[0],
         type_v=KvType.F16 if KvType.F16 in kinds else kinds[0],

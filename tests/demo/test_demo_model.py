@@ -87,8 +87,9 @@ def test_routing_is_skewed_as_trained_models_are(demo: StockModel) -> None:
 
 
 def test_generates_code_after_code(demo: StockModel) -> None:
-    """A greedy continuation of a function is indented text, not noise."""
-    prompt = demo.tokenise("import os\n\ndef read(path):\n    with open(path) as f:\n")
-    text = demo.text(demo.generate(prompt, 24)).decode("utf-8", "replace")
-    assert text.startswith("        ")
+    """A greedy continuation of a class has methods, not noise."""
+    prompt = demo.tokenise("class Reader:\n    def __init__(self, ")
+    text = demo.text(demo.generate(prompt, 48)).decode("utf-8", "replace")
     assert text.isascii()
+    assert "self." in text
+    assert "\n    def " in text

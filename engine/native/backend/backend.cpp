@@ -39,6 +39,23 @@ void forward_n_threads(ggml_backend_t backend, int n_threads) {
 
 enum class Tier { hot, cold };
 
+// For programs that know nothing of the C API: what the cache did, in their own log.
+void log_summary(const std::vector<LayerReport> & layers) {
+    int64_t hits = 0, misses = 0, promotions = 0, bytes = 0;
+    for (const LayerReport & layer : layers) {
+        hits += layer.counters.hits;
+        misses += layer.counters.misses;
+        promotions += layer.counters.promotions;
+        bytes += layer.slot_bytes;
+    }
+    if (hits + misses == 0) { return; }
+    ggml_log_internal(GGML_LOG_LEVEL_INFO,
+                      "hotcache: %lld hits, %lld misses (hit rate %.3f), %lld promotions, %zu layers, %.1f MiB of slots\n",
+                      static_cast<long long>(hits), static_cast<long long>(misses),
+                      static_cast<double>(hits) / static_cast<double>(hits + misses),
+                      static_cast<long long>(promotions), layers.size(), static_cast<double>(bytes) / (1 << 20));
+}
+
 // Chains of one routed FFN by number of pairs. Two shapes: the pairs of one token, and pairs of several tokens.
 struct ChainSet {
     std::shared_ptr<Layer> layer;
@@ -55,7 +72,10 @@ class Backend {
           tail_(std::move(tail)) {}
 
     // Devices may be torn down after the last context: no copy may still be on its way then.
-    ~Backend() { engine_.promoter().drain(); }
+    ~Backend() {
+        engine_.promoter().drain();
+        log_summary(engine_.reports());
+    }
     Backend(const Backend &) = delete;
     Backend & operator=(const Backend &) = delete;
 

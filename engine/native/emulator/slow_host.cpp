@@ -92,6 +92,24 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t, void * ptr, size_
     return ggml_backend_dev_buffer_from_host_ptr(cpu_device(), ptr, size_bytes, max_tensor_bytes);
 }
 
+bool holds_experts_on_host(const ggml_tensor * weight) {
+    return weight->buffer != nullptr &&
+           std::strncmp(ggml_backend_buft_name(ggml_backend_buffer_get_type(weight->buffer)), "CPU", 3) == 0;
+}
+
+// An activation between two expert products. A CPU without emulation computes it in the same split as they; left out
+// here, each layer would pay for splits that a real machine does not have.
+bool follows_expert_product(ggml_backend_dev_t device, const ggml_tensor * op) {
+    const ggml_tensor * from = op->src[0];
+    while (from != nullptr && (from->op == GGML_OP_VIEW || from->op == GGML_OP_ADD_ID || from->op == GGML_OP_CLAMP ||
+                               from->op == GGML_OP_UNARY || from->op == GGML_OP_SCALE)) {
+        from = from->src[0];
+    }
+    return from != nullptr && from->op == GGML_OP_MUL_MAT_ID && holds_experts_on_host(from->src[0]) &&
+           from->ne[2] < slow_host(device).machine().settings().offload_batch_tokens &&
+           ggml_backend_dev_supports_op(cpu_device(), op);
+}
+
 // Large batches are left to the CPU: llama.cpp streams weights to an accelerator only from there, by its offload_op.
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     switch (op->op) {
@@ -103,6 +121,12 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
         case GGML_OP_MUL_MAT_ID:
             return op->ne[2] < slow_host(device).machine().settings().offload_batch_tokens &&
                    ggml_backend_dev_supports_op(cpu_device(), op);
+        case GGML_OP_GLU:
+        case GGML_OP_UNARY:
+        case GGML_OP_SQR:
+        case GGML_OP_CLAMP:
+        case GGML_OP_SCALE:
+        case GGML_OP_ADD_ID: return follows_expert_product(device, op);
         default: return false;
     }
 }

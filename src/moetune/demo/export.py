@@ -132,8 +132,10 @@ def make_card(
     model: Path, facts: dict[str, Any], shape: Shape, held_out: dict[str, list[int]], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Everything worth knowing about the file, measured on the file. The card is JSON."""
-    with StockModel(model, context=max(256, _COMPARED_TOKENS)) as stock:
-        scores = {name: bits_per_byte(stock, ids[:_SCORED_TOKENS]) for name, ids in held_out.items()}
+    with StockModel(model, context=CONTEXT) as stock:
+        scored = {name: ids[: _SCORED_TOKENS + 1] for name, ids in held_out.items()}
+        scores = {name: bits_per_byte(stock, ids) for name, ids in scored.items()}
+        deep_scores = {name: bits_per_byte(stock, ids, window=CONTEXT) for name, ids in scored.items()}
         experts = {name: _routes(stock, ids[:_SCORED_TOKENS]) for name, ids in held_out.items()}
         agreement = compare(model, stock, shape, held_out, tokenizer)
     return {
@@ -159,6 +161,7 @@ def make_card(
             "window_tokens": 256,
             "before_quantisation_in_pytorch": _rounded(facts["held_out_bits_per_byte"]),
             "this_file_in_llama_cpp": _rounded(scores),
+            f"this_file_in_windows_of_{CONTEXT}": _rounded(deep_scores),
         },
         "routing": {
             f"share_of_top_{_HOT}_experts_by_layer": {
@@ -229,6 +232,7 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder that training wrote")
     export(parser.parse_args().folder)

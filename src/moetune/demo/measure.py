@@ -97,7 +97,7 @@ class StockModel:
         return b"".join(self._piece(token) for token in tokens)
 
     def decode(self, tokens: Sequence[int]) -> Decoded:
-        """Decodes one sequence from an empty context. Raises ValueError when it is too long, RuntimeError on failure."""
+        """Decodes one sequence from an empty context. Raises ValueError on a bad length, RuntimeError on failure."""
         if not 0 < len(tokens) <= self.context:
             raise ValueError(f"between 1 and {self.context} tokens, not {len(tokens)}")
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)

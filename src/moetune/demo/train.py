@@ -42,7 +42,7 @@ class TrainConfig:
     # Small on purpose: just enough that no expert dies, little enough that routing stays skewed.
     balance_weight: float = 0.002
     tokenizer_chars: int = 4_000_000
-    held_out_tokens: int = 65_536
+    held_out_tokens: int = 32_768
     threads: int = 2
     seed: int = 20
 
@@ -159,7 +159,7 @@ def train(config: TrainConfig, out: Path) -> None:
     random = torch.Generator().manual_seed(config.seed)
     started = time.monotonic()
     for step in range(config.steps):
-        loss, balance = train_step(network, optimizer, streams, step, config, random)
+        loss, balance = train_step(network, optimizer, streams, step=step, config=config, random=random)
         if step % 20 == 0 or step == config.steps - 1:
             seconds = time.monotonic() - started
             print(f"step {step} loss {loss:.3f} balance {balance:.2f} {seconds:.0f} s", flush=True)
@@ -187,6 +187,7 @@ def train_step(
     network: Network,
     optimizer: torch.optim.Optimizer,
     streams: Streams,
+    *,
     step: int,
     config: TrainConfig,
     random: torch.Generator,
@@ -216,6 +217,7 @@ def _report_data(documents: list[Document], streams: Streams) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that training writes")
     parser.add_argument("--steps", type=int, default=TrainConfig.steps, help="optimizer updates of 4,096 tokens")

@@ -34,6 +34,7 @@ _HELP = {
 
 
 def main() -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m moetune.demo.synthetic", description=__doc__)
     parser.add_argument("out", type=Path, help="the file to write; with --split, the name that numbers are added to")
     for field in dataclasses.fields(SyntheticSpec):

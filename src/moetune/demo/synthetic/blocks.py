@@ -27,9 +27,7 @@ def random_tensor(rng: np.random.Generator, shape: tuple[int, ...], quant: str, 
     if quant == "F16":
         return (rng.standard_normal(shape, dtype=np.float32) * np.float32(std)).astype(np.float16)
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[quant]]
-    blocks = math.prod(shape) // block
-    data = _BLOCK_MAKERS[quant](rng, blocks, std)
-    assert data.shape == (blocks, block_bytes)
+    data = _BLOCK_MAKERS[quant](rng, math.prod(shape) // block, std)
     return data.reshape(*shape[:-1], shape[-1] // block * block_bytes)
 
 

@@ -68,6 +68,7 @@ def common_metadata(plan: ModelPlan, attention: Attention) -> None:
 
 
 def attention_layer(plan: ModelPlan, layer: int, variant: Attention) -> None:
+    """Projections, and what the variant adds to them; the norm before them is the caller's."""
     spec, block = plan.spec, f"blk.{layer}"
     width = spec.heads * HEAD_DIM
     kv_width = width if variant.kv_heads_equal_heads else spec.kv_heads * HEAD_DIM
@@ -132,6 +133,7 @@ def shared_ffn(plan: ModelPlan, layer: int, width: int, gated: bool = True) -> N
 
 
 def dense_ffn(plan: ModelPlan, layer: int, width: int, gated: bool = True) -> None:
+    """An ordinary FFN, as loud as the routed one it stands in for."""
     block, embd = f"blk.{layer}", plan.spec.embd
     if gated:
         plan.matrix(f"{block}.ffn_gate", width, embd)

@@ -70,8 +70,8 @@ class ModelPlan:
         """A dense weight matrix in the type of the dense part."""
         self._random(f"{name}.weight", (rows, columns), quant or self.spec.quant_dense, gain / math.sqrt(columns))
 
-    def experts(self, name: str, rows: int, columns: int, gain: float, quant: str, count: int | None = None) -> None:
-        """One matrix for each expert, stacked."""
+    def experts(self, name: str, rows: int, columns: int, gain: float, quant: str, *, count: int = 0) -> None:
+        """One matrix for each expert, or ``count`` of them, stacked."""
         shape = (count or self.spec.experts, rows, columns)
         self._random(f"{name}.weight", shape, quant, gain / math.sqrt(columns))
 
