@@ -7,8 +7,17 @@ NATIVE := $(shell find engine/native -type f)
 
 .PHONY: demo test test-slow bench lint clean
 
+# The main job on the demo model and an emulated accelerator: nothing here needs a GPU, and every figure says so.
+DEMO    = $(shell $(BIN)/python -m moetune.demo)
+EMULATE = desktop,vram_mib=8
+# Apart from the user's own profiles and studies, and fresh every time.
+TOUR    = MOETUNE_CONFIG_DIR=build/demo/config MOETUNE_STATE_DIR=build/demo/state $(BIN)/moetune
+
 demo: $(STAMP)
-	$(BIN)/python -m moetune.demo.tour
+	rm -rf build/demo
+	$(TOUR) probe --emulate $(EMULATE)
+	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 1024 --trials 8
+	$(TOUR) run $(DEMO) --emulate $(EMULATE) -p "def read_lines(path):" --max-tokens 64
 
 test: $(STAMP)
 	$(MAKE) lint

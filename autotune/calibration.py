@@ -23,7 +23,7 @@ class Calibration:
         if not self.seen:
             return estimated_bytes
         slope = self._slope()
-        base = max(0.0, max(measured - slope * estimated for estimated, measured in self.seen))
+        base = max(0.0, *(measured - slope * estimated for estimated, measured in self.seen))
         # Rounded up: half a byte too few would already be less than was seen.
         return int(base + slope * estimated_bytes) + 1
 

@@ -94,7 +94,7 @@ class Display:
         status = ", ".join(part for part in (standing, self._left()) if part)
         if status:
             grid.add_row(status)
-        self._live.update(grid)
+        self._live.update(grid, refresh=True)
 
     def _left(self) -> str:
         if not self._done or not self._total:

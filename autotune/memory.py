@@ -16,7 +16,7 @@ MIB = 1 << 20
 _PROCESS_BYTES = 160 * MIB
 # A slot's matrices are padded to the device's alignment: gate, up, down and their biases, 256 bytes each.
 _SLOT_PADDING_BYTES = 6 * 256
-_STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device (stock only)
+_STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class MemoryModel:
         mask = batch * config.n_ctx * 4
         elsewhere = [layer for layer in model.layers if config.gpu_layers and not self._on_device(config, layer.index)]
         visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
-        staged = config.gpu_layers > 0 and config.cache is None and batch >= _STAGED_BATCH
+        staged = config.gpu_layers > 0 and batch >= _STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
         return max(logits + 2 * stream, 4 * stream + routed) + mask + visiting + copied
 

@@ -15,14 +15,18 @@ def describe(config: EngineConfig, n_layers: int) -> str:
         elif config.ram_expert_layers == 0:
             parts.append(f"all on {config.device}")
         elif config.ram_expert_layers < n_layers:
-            parts.append(f"experts of {config.ram_expert_layers} layers in RAM")
-    parts += [f"{config.n_threads} threads", f"ubatch {config.n_ubatch}"]
+            parts.append(f"experts of {_count(config.ram_expert_layers, 'layer')} in RAM")
+    parts += [_count(config.n_threads, "thread"), f"ubatch {config.n_ubatch}"]
     if (config.type_k, config.type_v) != (KvType.F16, KvType.F16):
         same = config.type_k == config.type_v
         parts.append(f"KV {config.type_k}" if same else f"K {config.type_k}, V {config.type_v}")
     if config.cache is None and not config.repack:
         parts.append("no repack")
     return ", ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _engine(config: EngineConfig) -> str:

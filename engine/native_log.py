@@ -1,7 +1,9 @@
 """llama.cpp's log, kept instead of printed: the last lines explain a failure."""
 
 import ctypes
+import io
 from collections import deque
+from functools import cache
 from typing import TextIO
 
 import llama_cpp.llama_cpp as llama
@@ -16,10 +18,21 @@ _CONTINUED_LEVEL = 5
 _MEMORY_WORDS = ("failed to allocate", "out of memory", "unable to allocate", "alloc_tensor_range", "cannot allocate")
 
 
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@cache
+def silence() -> "NativeLog":
+    """Keep llama.cpp quiet in this process from now on."""
+    return NativeLog(_Nowhere())
+
+
 class NativeLog:
     """Receives every line llama.cpp and ggml log in this process; writes all of them to `sink`."""
 
-    def __init__(self, sink: TextIO) -> None:
+    def __init__(self, sink: TextIO | io.TextIOBase) -> None:
         self._sink = sink
         self._trouble: deque[str] = deque(maxlen=40)
         self._last_level = 0

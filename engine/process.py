@@ -124,4 +124,3 @@ class WorkerProcess:
         self._log.seek(max(size - _LOG_TAIL_BYTES, 0))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return " ".join(line.strip() for line in lines[-2:])
-

@@ -19,6 +19,8 @@ from moetune.hardware.probe import measure_machine, read_machine, without
 
 
 class WarningKind(StrEnum):
+    """What went wrong with the remembered measurements."""
+
     CACHE_CORRUPT = "cache_corrupt"
     CACHE_UNWRITABLE = "cache_unwritable"
 
@@ -134,7 +136,7 @@ def _save(path: Path, remembered: Remembered) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             # Escaped throughout: with allow_unicode PyYAML writes U+0085 bare and reads it back as a space.
             yaml.safe_dump(data, file, sort_keys=False)
-        os.replace(name, path)
+        Path(name).replace(path)
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise

@@ -112,7 +112,7 @@ def test_a_memory_cliff_moves_the_best_offload_back(request_: SearchRequest) -> 
     predicted = by_name(plain, baselines.BEST_OFFLOAD)[0].ram_expert_layers
     machine = machine_with(gpu(1300))
     request = replace(request_, state_dir=request_.state_dir / "cliff")
-    result, runner = run(request, Landscape(device_bytes=600 * MIB), machine)
+    result, _ = run(request, Landscape(device_bytes=600 * MIB), machine)
     family = [record for record in result.records if record.name == baselines.BEST_OFFLOAD]
     first_looks = {r.config: r for r in reversed(family) if r.config.n_ubatch == family[0].config.n_ubatch}
     tried = sorted(config.ram_expert_layers for config in first_looks)

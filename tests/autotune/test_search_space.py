@@ -133,7 +133,7 @@ def test_a_tier_too_small_for_one_slot_says_what_is_needed() -> None:
 
 def test_only_the_wanted_kv_types_compete() -> None:
     """f16 and q8_0 by default, others when named."""
-    space, memory = space_of(SMALL, moe_model(), kv_types=(KvType.F16, KvType.Q4_0))
+    space, _ = space_of(SMALL, moe_model(), kv_types=(KvType.F16, KvType.Q4_0))
     assert space.choices("type_k") == ("f16", "q4_0")
     assert space_of(SMALL, moe_model())[0].choices("type_v") == ("f16", "q8_0")
 

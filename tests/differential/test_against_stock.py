@@ -28,7 +28,9 @@ OTHER_SHAPES = [
 @pytest.mark.parametrize("mapping", [(), ("--mmap",)], ids=["read", "mmap"])
 @pytest.mark.parametrize("sequences", ["1", "3"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cache_changes_no_bit(arch: str, sequences: str, mapping: tuple[str, ...], model_of: Callable, run: Callable) -> None:
+def test_cache_changes_no_bit(
+    arch: str, sequences: str, mapping: tuple[str, ...], model_of: Callable, run: Callable
+) -> None:
     """Prefill, decode and a small batch, with hits and misses in both tiers, equal stock llama.cpp exactly."""
     model = model_of(arch)
     stock = run(model, "--sequences", sequences, *mapping)

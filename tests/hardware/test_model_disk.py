@@ -20,7 +20,7 @@ def test_disk_of_a_file_is_the_mount_that_holds_it(model: Path) -> None:
     """The longest mount point above the file, with what the kernel says of it."""
     disk = read_disk(model)
     assert model.resolve().is_relative_to(disk.mount_point)
-    assert os.stat(disk.mount_point).st_dev == model.stat().st_dev
+    assert Path(disk.mount_point).stat().st_dev == model.stat().st_dev
     assert disk.fs_type
     assert disk.free_bytes == pytest.approx(os.statvfs(model).f_bavail * os.statvfs(model).f_frsize, rel=0.2)
 

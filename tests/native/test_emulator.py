@@ -1,4 +1,4 @@
-"""The emulated accelerator: its arithmetic is the CPU's, its memory ends, its throttles hold, its threads do not race."""
+"""The emulated accelerator: arithmetic is the CPU's, memory ends, throttles hold, threads do not race."""
 
 import importlib.util
 import json

@@ -20,7 +20,9 @@ def test_concurrent_contexts_compute_what_the_cpu_computes(sanitizer: str, tmp_p
     flags = SANITIZERS[sanitizer]
     # Both libraries export ggml_backend_init; in one program the emulator's needs another name.
     renamed = [*flags, "-Dggml_backend_init=emulator_backend_init", "-Dggml_backend_score=emulator_backend_score"]
-    emulator = [compile_object(tmp_path, source, flags=renamed) for source in sorted((SOURCES / "emulator").glob("*.cpp"))]
+    emulator = [
+        compile_object(tmp_path, source, flags=renamed) for source in sorted((SOURCES / "emulator").glob("*.cpp"))
+    ]
     sources = [HERE / "hotcache_stress.cpp", *sorted((SOURCES / "cache").glob("*.cpp"))]
     sources += sorted((SOURCES / "backend").glob("*.cpp"))
     program = compile_program(tmp_path / "hotcache_stress", [*sources, *emulator], flags=flags)

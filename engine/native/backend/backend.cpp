@@ -18,9 +18,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// From this many tokens on a batch is prompt processing: most experts are used anyway, so slots would only thrash.
-constexpr int prefill_tokens = 32;
-
 bool is_cpu(ggml_backend_t backend) {
     return ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }

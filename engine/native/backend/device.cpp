@@ -72,13 +72,21 @@ bool holds_experts(const ggml_tensor * weight) {
     return weight != nullptr && weight->buffer != nullptr && weight->buffer->buft == &registration().buffer_type;
 }
 
-// True when `tensor` is computed from an expert product of ours by operations on its rows.
+// While a model loads, llama.cpp asks with a weight in an empty buffer whether this buffer type would do for it.
+bool asked_at_load(const ggml_tensor * weight) { return weight->buffer->size == 0; }
+
+// Whether a product with expert weights, or a bias by expert, of a batch of `n_tokens` runs here.
+bool takes(const ggml_tensor * weight, int64_t n_tokens) {
+    return holds_experts(weight) && (asked_at_load(weight) || registration().engine.wants(n_tokens));
+}
+
+// True when `tensor` is computed from an expert product that runs here by operations on its rows.
 bool rooted(const ggml_tensor * tensor) {
     constexpr int longest_chain = 24;
     for (int depth = 0; tensor != nullptr && depth < longest_chain; ++depth) {
         switch (tensor->op) {
             case GGML_OP_MUL_MAT_ID:
-                return holds_experts(tensor->src[0]);
+                return takes(tensor->src[0], tensor->ne[2]);
             case GGML_OP_ADD_ID:
             case GGML_OP_MUL:
             case GGML_OP_ADD:
@@ -106,9 +114,9 @@ bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
         case GGML_OP_TRANSPOSE:
             return true;
         case GGML_OP_MUL_MAT_ID:
-            return holds_experts(op->src[0]) && ggml_backend_dev_supports_op(cpu_device(), op);
+            return takes(op->src[0], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
         case GGML_OP_ADD_ID:
-            return holds_experts(op->src[1]) && ggml_backend_dev_supports_op(cpu_device(), op);
+            return takes(op->src[1], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
         case GGML_OP_MUL:
             return rooted(op->src[0]);
         case GGML_OP_ADD:

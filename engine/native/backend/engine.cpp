@@ -11,7 +11,14 @@ Engine::Engine() {
     if (!problems.empty()) {
         ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: ignored: %s\n", problems.c_str());
     }
-    settings_ = settings;
+    adopt(settings);
+}
+
+void Engine::adopt(std::shared_ptr<const Settings> settings) {
+    const bool on = settings->slots > 0 || settings->budget_bytes > 0;
+    // A cold device of its own is only reached through this backend, slots or not.
+    wants_small_batches_.store(on || !settings->cold_device.empty(), std::memory_order_relaxed);
+    settings_ = std::move(settings);
 }
 
 std::shared_ptr<const Settings> Engine::settings() const {
@@ -32,7 +39,7 @@ std::string Engine::set(const std::string & key, const std::string & value) {
     }
     if (!problem.empty()) { return problem; }
     if (changed->changes_slots(*settings_)) { drop_layers(); }
-    settings_ = changed;
+    adopt(changed);
     return {};
 }
 

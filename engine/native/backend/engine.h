@@ -17,6 +17,10 @@
 
 namespace hotcache {
 
+// From this many tokens on a batch is prompt processing: most experts are used anyway, and llama.cpp's scheduler streams
+// whole tensors to an accelerator (its own threshold is the same), so the cache leaves such batches alone.
+constexpr int prefill_tokens = 32;
+
 struct LayerReport {
     int index;
     int n_slots;
@@ -40,6 +44,13 @@ class Engine {
     // Empties all slots and forgets all heat.
     void clear();
 
+    // Whether products of a batch of so many tokens should come to this backend. A cache that is off does not ask for
+    // them at all, so the scheduler makes no splits for it: it costs nothing. What is decided here takes effect when
+    // llama.cpp next builds a graph, which it does for every new batch size and every few hundred tokens.
+    bool wants(int64_t n_tokens) const {
+        return n_tokens < prefill_tokens && wants_small_batches_.load(std::memory_order_relaxed);
+    }
+
     // The layer of this FFN; null when the cache is off or the fast tier has no room for one slot. Call inside `use()`.
     std::shared_ptr<Layer> layer_of(const RoutedFfn & ffn);
     Promoter & promoter() { return promoter_; }
@@ -58,6 +69,7 @@ class Engine {
 
   private:
     void drop_layers();
+    void adopt(std::shared_ptr<const Settings> settings);
     int slots_for(const RoutedFfn & ffn, const Settings & settings) const;
 
     std::shared_mutex in_use_;
@@ -66,6 +78,7 @@ class Engine {
     std::map<const ggml_tensor *, std::shared_ptr<Layer>> layers_;
     std::unordered_map<ggml_backend_buffer_t, std::map<const ggml_tensor *, int64_t>> expert_bytes_;
     std::atomic<int64_t> generation_{0};
+    std::atomic<bool> wants_small_batches_{false};
     Promoter promoter_;  // last: its thread ends before the layers go
 };
 

@@ -4,6 +4,7 @@ from moetune.cli.folders import machines_folder
 from moetune.cli.output import note
 from moetune.engine.emulator import EmulatedMachine, parse_emulated
 from moetune.engine.model import Model
+from moetune.engine.native_log import silence
 from moetune.engine.runner import register_emulated
 from moetune.hardware.cache import load_or_probe
 from moetune.hardware.links import EXPERT_BYTES
@@ -39,6 +40,7 @@ def fast_tier_name(machine: Machine, asked: str | None, emulated: EmulatedMachin
 
 
 def _add(emulated: EmulatedMachine | None) -> None:
+    silence()
     if emulated is not None:
         register_emulated(emulated)
 
