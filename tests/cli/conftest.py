@@ -50,6 +50,14 @@ def mine(tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def slow(mine: str) -> str:
+    """The same workload with so long a reply that a test can interfere while it is measured."""
+    path = Path(mine)
+    path.write_text(path.read_text().replace("reply_tokens: 16", "reply_tokens: 900"))
+    return mine
+
+
+@pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in this process; `piped` is its standard input, None a terminal."""
 

@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from moetune import __version__
 from moetune.cli.output import printable
+from moetune.demo import demo_model_path
 from moetune.engine.emulator import library_path
 from moetune.engine.library import plugin_path
 from moetune.errors import ExitCode
@@ -103,9 +106,9 @@ def until_the_first_trial(process: "subprocess.Popen[bytes]") -> None:
 
 
 @needs_engine
-def test_an_interrupted_search_goes_on_where_it_was(start: Start, model_file: Path, mine: str, folders: Path) -> None:
+def test_an_interrupted_search_goes_on_where_it_was(start: Start, model_file: Path, slow: str, folders: Path) -> None:
     """Ctrl-C exits with 130, saves no profile, and the same command resumes."""
-    arguments = ["search", str(model_file), "--workload", mine, "--ctx", "256", "--trials", "2", "--device", "none"]
+    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "2", "--device", "none"]
     process = start(*arguments)
     until_the_first_trial(process)
     os.killpg(process.pid, signal.SIGINT)
@@ -119,9 +122,9 @@ def test_an_interrupted_search_goes_on_where_it_was(start: Start, model_file: Pa
 
 
 @needs_engine
-def test_a_second_search_on_the_same_study_is_refused(start: Start, model_file: Path, mine: str) -> None:
+def test_a_second_search_on_the_same_study_is_refused(start: Start, model_file: Path, slow: str) -> None:
     """The second says that the first is running and leaves it alone; the first goes on."""
-    arguments = ["search", str(model_file), "--workload", mine, "--ctx", "256", "--trials", "1", "--device", "none"]
+    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "1", "--device", "none"]
     first = start(*arguments)
     until_the_first_trial(first)
     os.killpg(first.pid, signal.SIGSTOP)
@@ -132,3 +135,50 @@ def test_a_second_search_on_the_same_study_is_refused(start: Start, model_file: 
     assert (code, out) == (ExitCode.BUSY, "")
     assert "error: Another search is running" in err
     assert finish(first)[0] == 0
+
+
+@needs_engine
+def test_a_killed_search_resumes_with_every_finished_trial(start: Start, model_file: Path, slow: str) -> None:
+    """kill -9 of the whole search loses the trial that ran, nothing else, and the engine process dies with it."""
+    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    process = start(*arguments)
+    until_the_first_trial(process)
+    (engine,) = psutil.Process(process.pid).children()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=LIMIT_S)
+    assert psutil.wait_procs([engine], timeout=30)[1] == []
+    code, _, err = finish(start(*arguments))
+    assert code == 0, err
+    assert "Resuming" in err
+
+
+@needs_engine
+def test_a_killed_engine_costs_its_trial_only(start: Start, model_file: Path, slow: str) -> None:
+    """kill -9 of the worker in a trial is a failed trial; the search goes on to its verdict."""
+    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    process = start(*arguments)
+    until_the_first_trial(process)
+    time.sleep(0.2)  # into the next one
+    (engine,) = psutil.Process(process.pid).children()
+    engine.kill()
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "turn s" in out
+    assert err.count("SIGKILL") == 1
+
+
+@needs_engine
+def test_the_cache_wins_on_an_emulated_machine(start: Start, folders: Path) -> None:
+    """The main job: a proven win over stock llama.cpp's best layer offload, saved, applied, and marked emulated."""
+    machine = ["--emulate", "desktop,vram_mib=8"]
+    model = str(demo_model_path())
+    code, out, err = finish(start("search", model, *machine, "--ctx", "1024", "--trials", "6"))
+    assert code == 0, err
+    assert "stock, best layer offload" in out
+    assert "Emulated:" in out
+    (saved,) = (folders / "config").rglob("*.yaml")
+    assert yaml.safe_load(saved.read_text())["emulated"] == "desktop,vram_mib=8"
+    code, text, err = finish(start("run", model, *machine, "-p", "import os", "--max-tokens", "16"))
+    assert code == 0, err
+    assert text
+    assert "(emulated)" in err

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--mmap", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kv", default="f16")
+    parser.add_argument("--observe-every", type=int, default=0, help="ask for every n-th node's values (cb_eval)")
     parser.add_argument("--policy-set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
 
@@ -62,20 +63,30 @@ def main() -> None:
         mmap=args.mmap,
     )
     model = ModelHandle(args.model, NativeLog(sys.stderr), config)
-    logits = run(model, config, args.sequences)
+    logits = run(model, config, args.sequences, args.observe_every)
     np.save(args.out, logits)
     counters = library.total(cache.layers()) if cache else None
     model.close()
     print(json.dumps(asdict(counters) if counters else None))
 
 
-def run(model: ModelHandle, config: EngineConfig, n_sequences: int) -> np.ndarray:
+def run(model: ModelHandle, config: EngineConfig, n_sequences: int, observe_every: int) -> np.ndarray:
     """Logits [rows, n_vocab]: the last prompt token of each sequence, then every decoded token of each."""
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = config.n_ctx, 256, config.n_ubatch
     params.n_seq_max, params.kv_unified = n_sequences, True
     params.n_threads = params.n_threads_batch = config.n_threads
     params.type_k = params.type_v = {KvType.F16: 1, KvType.Q8_0: 8}[config.type_k]
+    asked = 0
+
+    @llama.ggml_backend_sched_eval_callback
+    def observe(_node: int, asking: bool, _data: int) -> bool:
+        nonlocal asked
+        asked += asking
+        return not asking or asked % observe_every == 0
+
+    if observe_every:
+        params.cb_eval = observe
     context = llama.llama_init_from_model(model._model, params)
     if not context:
         sys.exit("no context")

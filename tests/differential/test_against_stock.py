@@ -73,6 +73,18 @@ def test_cache_changes_no_bit_at_any_size(slots: str, policy: str, model_of: Cal
     assert np.array_equal(stock.logits, cached.logits)
 
 
+@pytest.mark.parametrize("arch", ["qwen3moe", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("every", ["1", "2", "5"])
+def test_cache_changes_no_bit_when_a_callback_cuts_the_graph(
+    arch: str, every: str, model_of: Callable, run: Callable
+) -> None:
+    """Somebody who reads intermediate values gets splits of any shape; what is not a whole FFN runs as it stands."""
+    model = model_of(arch)
+    stock = run(model, "--observe-every", every)
+    cached = run(model, "--observe-every", every, "--cache-device", "CPU", "--slots", "6")
+    assert np.array_equal(stock.logits, cached.logits)
+
+
 def test_byte_budget_becomes_slots_of_every_layer(model_of: Callable, run: Callable) -> None:
     """HOTCACHE_BYTES is shared out evenly and changes no bit either."""
     model = model_of("qwen3moe")
