@@ -19,13 +19,13 @@ demo: $(STAMP)
 	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 1024 --trials 8
 	$(TOUR) run $(DEMO) --emulate $(EMULATE) -p "def read_lines(path):" --max-tokens 64
 
-test: $(STAMP)
-	$(MAKE) lint
+test: lint
 	$(BIN)/pytest -m "not slow"
 
 # Builds stock llama.cpp from its source distribution, among other things; about 15 minutes on two cores.
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pip install --quiet cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py

@@ -41,6 +41,14 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that measuring `slow` on it takes the better part of a second."""
+    path = tmp_path_factory.mktemp("model") / "slow.gguf"
+    write_synthetic(path, SyntheticSpec(layers=8, experts=16, used=4, embd=256, ff=256, context=1024))
+    return path
+
+
 @pytest.fixture
 def mine(tmp_path: Path) -> str:
     """A workload file that takes 40 tokens."""

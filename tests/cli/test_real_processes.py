@@ -106,9 +106,9 @@ def until_the_first_trial(process: "subprocess.Popen[bytes]") -> None:
 
 
 @needs_engine
-def test_an_interrupted_search_goes_on_where_it_was(start: Start, model_file: Path, slow: str, folders: Path) -> None:
+def test_an_interrupted_search_goes_on_where_it_was(start: Start, slow_model: Path, slow: str, folders: Path) -> None:
     """Ctrl-C exits with 130, saves no profile, and the same command resumes."""
-    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "2", "--device", "none"]
+    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "2", "--device", "none"]
     process = start(*arguments)
     until_the_first_trial(process)
     os.killpg(process.pid, signal.SIGINT)
@@ -122,9 +122,9 @@ def test_an_interrupted_search_goes_on_where_it_was(start: Start, model_file: Pa
 
 
 @needs_engine
-def test_a_second_search_on_the_same_study_is_refused(start: Start, model_file: Path, slow: str) -> None:
+def test_a_second_search_on_the_same_study_is_refused(start: Start, slow_model: Path, slow: str) -> None:
     """The second says that the first is running and leaves it alone; the first goes on."""
-    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "1", "--device", "none"]
+    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "1", "--device", "none"]
     first = start(*arguments)
     until_the_first_trial(first)
     os.killpg(first.pid, signal.SIGSTOP)
@@ -138,9 +138,9 @@ def test_a_second_search_on_the_same_study_is_refused(start: Start, model_file: 
 
 
 @needs_engine
-def test_a_killed_search_resumes_with_every_finished_trial(start: Start, model_file: Path, slow: str) -> None:
+def test_a_killed_search_resumes_with_every_finished_trial(start: Start, slow_model: Path, slow: str) -> None:
     """kill -9 of the whole search loses the trial that ran, nothing else, and the engine process dies with it."""
-    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
     process = start(*arguments)
     until_the_first_trial(process)
     (engine,) = psutil.Process(process.pid).children()
@@ -153,9 +153,9 @@ def test_a_killed_search_resumes_with_every_finished_trial(start: Start, model_f
 
 
 @needs_engine
-def test_a_killed_engine_costs_its_trial_only(start: Start, model_file: Path, slow: str) -> None:
+def test_a_killed_engine_costs_its_trial_only(start: Start, slow_model: Path, slow: str) -> None:
     """kill -9 of the worker in a trial is a failed trial; the search goes on to its verdict."""
-    arguments = ["search", str(model_file), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
     process = start(*arguments)
     until_the_first_trial(process)
     time.sleep(0.2)  # into the next one
