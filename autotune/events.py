@@ -13,6 +13,7 @@ class Phase(StrEnum):
     PREPARE = "preparing"
     BASELINES = "baselines"
     TRIALS = "trials"
+    CONFIRM = "baselines again"
     DUEL = "side by side"
 
 

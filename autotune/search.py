@@ -95,7 +95,7 @@ def _baselines(session: Session) -> None:
 def _trials(session: Session) -> None:
     session.events.phase(Phase.TRIALS, trials_left(session))
     measure_trials(session)
-    session.events.phase(Phase.BASELINES, 0)
+    session.events.phase(Phase.CONFIRM, 0)
     for rival in finalists(session):
         measure_twin(session, rival)
     confirm_best_baseline(session)

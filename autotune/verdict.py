@@ -156,7 +156,7 @@ def _win(verdict: Verdict) -> str:
         raise ValueError("a win needs its side-by-side")
     return (
         f"The best configuration ({verdict.words}) is {verdict.interval.gain:.2f}× as fast as the best baseline "
-        f"({verdict.baseline_name}): {_seconds(verdict.result.turn_s)} instead of {_seconds(verdict.baseline.turn_s)} "
+        f"({verdict.baseline_name}): {_seconds(verdict.result.turn_s, verdict.baseline.turn_s)} "
         f"a turn, {_percent(verdict.interval.confidence)} interval {_range(verdict.interval)}{_because(verdict)}."
     )
 
@@ -190,8 +190,11 @@ def _percent(confidence: float) -> str:
     return f"{confidence * 100:.4g} %"
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+def _seconds(value: float, instead_of: float) -> str:
+    """Both in the unit, and to the decimals, that suit the smaller."""
+    if value < 1:
+        return f"{value * 1000:,.0f} ms instead of {instead_of * 1000:,.0f} ms"
+    return f"{value:.1f} s instead of {instead_of:.1f} s"
 
 
 _SENTENCES = {

@@ -1,6 +1,9 @@
 """What goes where: results to standard output, everything about them to standard error."""
 
 import sys
+from textwrap import fill
+
+WIDTH = 80
 
 
 def note(text: str) -> None:
@@ -11,6 +14,11 @@ def note(text: str) -> None:
 def show(text: str) -> None:
     """A result, to standard output."""
     print(text, flush=True)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A sentence in lines that fit a terminal."""
+    return fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def stream(text: str) -> None:

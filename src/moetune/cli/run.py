@@ -10,7 +10,7 @@ import typer
 from moetune.cli.baseline import baseline_for, check_memory
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for
 from moetune.cli.machine import emulated_machine, fast_tier_name, seen_machine
-from moetune.cli.output import note, stream
+from moetune.cli.output import note, stream, wrapped
 from moetune.cli.prompt import read_prompt
 from moetune.cli.selection import Wanted, choose
 from moetune.engine.config import EngineConfig
@@ -128,7 +128,7 @@ def _apply(profile: Profile, machine: Machine) -> EngineConfig:
         )
     emulated = f", emulated machine {profile.emulated}" if profile.emulated else ""
     note(f"profile: {profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}{emulated}")
-    note(f"         {profile.verdict.sentence}")
+    note(wrapped(profile.verdict.sentence, indent=" " * 9))
     return profile.config
 
 

@@ -19,7 +19,7 @@ from moetune.autotune.verdict import VerdictKind
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
-from moetune.cli.output import show
+from moetune.cli.output import show, wrapped
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
 from moetune.engine.model import read_model
@@ -91,7 +91,7 @@ def search(
             "Free memory or choose another --device or a smaller --ctx; the same command tries what is left.",
             ExitCode.ENGINE,
         )
-    show(result.verdict.sentence)
+    show(wrapped(result.verdict.sentence))
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     _remember(result, machine, emulated, store, model_file)
