@@ -88,7 +88,7 @@ def test_the_profile_is_applied_and_said(
     result = command("run", str(model_file), "-p", "hi")
     assert result.code == ExitCode.OK
     assert engine.configs == [profile.config]
-    assert profile.verdict.sentence in " ".join(outcome.err.split())
+    assert profile.verdict.sentence in " ".join(result.err.split())
 
 
 def test_only_the_models_text_goes_to_standard_output(command: Command, model_file: Path) -> None:
