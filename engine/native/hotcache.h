@@ -22,7 +22,7 @@ struct hotcache_layer {
     int64_t evictions;
     int64_t bytes_moved;
     int64_t steps;
-    double hot_s;   // from starting the hot chain to its result on the host
+    double hot_s;   // from starting the hot chain to the join with the cold one
     double cold_s;  // in the cold chain
     double wait_s;  // waiting for the hot chain with nothing else to do
 };

@@ -128,19 +128,19 @@ class Backend {
         set_n_threads(n_threads_);
     }
 
-    ggml_status compute_cached(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
+    ggml_status compute_cached(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                                const PolicySettings & policy) {
-        if (!split_pairs(ffn, *layer)) { return GGML_STATUS_FAILED; }
-        const ggml_status status = hot_pairs_.empty() ? all_cold(graph, ffn) : both_tiers(graph, ffn, layer);
-        finish(ffn, layer, policy);
-        if (status != GGML_STATUS_SUCCESS) { return status; }
-
-        ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
-        return tail.n_nodes == 0 ? status : ggml_backend_graph_compute(tail_.get(), &tail);
+        if (!sort_pairs(ffn, *layer)) { return GGML_STATUS_FAILED; }
+        Chain * hot = chain(graph, ffn, layer, Tier::hot, hot_pairs_.size());
+        Chain * cold = chain(graph, ffn, layer, Tier::cold, cold_pairs_.size());
+        const bool split = hot != nullptr && (cold != nullptr || cold_pairs_.empty());
+        const ggml_status status = split ? both_tiers(graph, ffn, *hot, cold) : all_cold(graph);
+        finish(ffn, layer, policy, split);
+        return status;
     }
 
     // Sorts the batch's pairs by tier and pins the slots they will be read from.
-    bool split_pairs(const RoutedFfn & ffn, Layer & layer) {
+    bool sort_pairs(const RoutedFfn & ffn, Layer & layer) {
         hot_pairs_.clear();
         cold_pairs_.clear();
         const int n_expert = ffn.n_expert();
@@ -169,31 +169,22 @@ class Backend {
         return true;
     }
 
-    ggml_status all_cold(const ggml_cgraph & graph, const RoutedFfn & ffn) {
+    ggml_status all_cold(ggml_cgraph & graph) {
         const auto start = Clock::now();
-        ggml_cgraph region = ggml_abi::slice(graph, 0, ffn.last + 1);
-        const ggml_status status = ggml_backend_graph_compute(cold_.get(), &region);
+        const ggml_status status = run(&graph);
         cold_s_ = seconds_since(start);
         return status;
     }
 
     // Nothing is written to `ffn.out` before both chains have read x: the allocator may have given them one memory.
-    ggml_status both_tiers(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer) {
-        if (ffn.first > 0) {
-            ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
-            const ggml_status status = ggml_backend_graph_compute(cold_.get(), &head);
-            if (status != GGML_STATUS_SUCCESS) { return status; }
-        }
-        Chain * hot = chain(graph, ffn, layer, Tier::hot, static_cast<int>(hot_pairs_.size()));
-        Chain * cold = cold_pairs_.empty() ? nullptr
-                                           : chain(graph, ffn, layer, Tier::cold, static_cast<int>(cold_pairs_.size()));
-        if (hot == nullptr || (cold == nullptr && !cold_pairs_.empty())) {
-            ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: no memory for a chain, layer %d runs cold\n", layer->index());
-            return all_cold(graph, ffn);
-        }
+    ggml_status both_tiers(const ggml_cgraph & graph, const RoutedFfn & ffn, Chain & hot, Chain * cold) {
+        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
+        ggml_status status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : run(&head);
+        if (status != GGML_STATUS_SUCCESS) { return status; }
+
         const auto start = Clock::now();
-        ggml_status status = hot->start(fast_.get(), ffn, hot_pairs_);
-        if (status == GGML_STATUS_SUCCESS) { hot->fetch(fast_.get()); }
+        status = hot.start(fast_.get(), ffn, hot_pairs_);
+        if (status == GGML_STATUS_SUCCESS) { hot.fetch(fast_.get()); }
         if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
             const auto cold_start = Clock::now();
             status = cold->start(cold_.get(), ffn, cold_pairs_);
@@ -206,21 +197,24 @@ class Backend {
         wait_s_ = seconds_since(wait_start);
         hot_s_ = seconds_since(start);
         if (status != GGML_STATUS_SUCCESS) { return status; }
-        hot->scatter(ffn, hot_pairs_);
+        hot.scatter(ffn, hot_pairs_);
         if (cold != nullptr) { cold->scatter(ffn, cold_pairs_); }
-        return status;
+
+        ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
+        return tail.n_nodes == 0 ? status : ggml_backend_graph_compute(tail_.get(), &tail);
     }
 
     // Unpins, counts, and lets the policy decide what moves next.
-    void finish(const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, const PolicySettings & policy) {
+    void finish(const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, const PolicySettings & policy, bool split) {
         std::vector<Promotion> promotions;
         {
             const std::lock_guard<std::mutex> lock(layer->mutex);
             for (const Pair & pair : hot_pairs_) { layer->table.unpin(pair.expert); }
             LayerCounters & c = layer->counters;
             c.steps += 1;
-            c.hits += static_cast<int64_t>(hot_pairs_.size());
-            c.misses += static_cast<int64_t>(cold_pairs_.size());
+            const auto hits = static_cast<int64_t>(split ? hot_pairs_.size() : 0);
+            c.hits += hits;
+            c.misses += static_cast<int64_t>(hot_pairs_.size() + cold_pairs_.size()) - hits;
             c.hot_s += hot_s_;
             c.cold_s += cold_s_;
             c.wait_s += wait_s_;
@@ -229,8 +223,11 @@ class Backend {
         engine_.promoter().enqueue(layer, promotions);
     }
 
+    // The chain for so many pairs; null when there are none, or no memory for it.
     Chain * chain(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, Tier tier,
-                  int n_pairs) {
+                  size_t pairs) {
+        if (pairs == 0) { return nullptr; }
+        const int n_pairs = static_cast<int>(pairs);
         ChainSet & set = chains_[ffn.key()];
         set.layer = layer;
         auto & chains = tier == Tier::hot ? set.hot : set.cold;

@@ -19,7 +19,7 @@ struct LayerCounters {
     int64_t evictions = 0;
     int64_t bytes_moved = 0;
     int64_t steps = 0;   // FFN evaluations that asked the cache
-    double hot_s = 0.0;  // from starting the hot chain to its result on the host
+    double hot_s = 0.0;  // from starting the hot chain to the join with the cold one
     double cold_s = 0.0; // in the cold chain
     double wait_s = 0.0; // waiting for the hot chain with nothing else to do
 };
