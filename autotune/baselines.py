@@ -10,15 +10,18 @@ from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason
 
 STOCK_CPU = "stock, all on the CPU"
+ALL_IN_RAM = "stock, weights in RAM"
 EXPERTS_IN_RAM = "stock, experts in RAM"
 BEST_OFFLOAD = "stock, best layer offload"
 ALL_ON_DEVICE = "stock, all on the device"
 CACHE_OFF = "cache off"
 TUNED_ALIKE = "stock, tuned alike"
+BEST_STOCK = "stock, best found"
 # A prediction that was too careful is corrected by so many layers at most; each costs a reload.
 _MOST_STEPS_DOWN = 2
 # One disturbed measurement must not choose the baseline of the side-by-side: contenders get so many looks each.
 LOOKS = 3
+_SECOND_LOOK_WITHIN = 4.0
 _CONTENDER_WITHIN = 1.5
 
 
@@ -38,9 +41,12 @@ def fixed_baselines(space: Space) -> tuple[Baseline, ...]:
     elif space.model.is_moe:
         baselines = [Baseline(EXPERTS_IN_RAM, replace(space.default, ram_expert_layers=space.model.n_layers))]
     else:
-        baselines = [Baseline(STOCK_CPU, replace(space.default, gpu_layers=0))]
+        baselines = [Baseline(ALL_IN_RAM, replace(space.default, gpu_layers=0))]
     if space.has_cache:
         baselines.append(Baseline(CACHE_OFF, cache_off(space.default, space.tier)))
+    if baselines[0].name != STOCK_CPU:
+        # Also what is left to run when the fast tier is too small even for buffers.
+        baselines.append(Baseline(STOCK_CPU, on_cpu))
     return tuple(baselines)
 
 
@@ -60,34 +66,48 @@ def measure_baselines(session: Session) -> None:
 
 
 def measure_twin(session: Session, rival: TrialRecord) -> None:
-    """The best stock baseline with the rival's threads, micro-batch and KV types.
+    """The best layer offload of stock llama.cpp with the rival's threads, micro-batch and KV types.
 
-    Without it a gain that any of these would give stock llama.cpp too would be credited to the cache.
+    Without it a gain that any of these would give stock llama.cpp too would be credited to the cache. As many layers as
+    fit are placed anew: smaller buffers or KV types make room for more of them.
     """
-    stock = fastest([r for r in session.study.records if r.origin is Origin.BASELINE and r.config.cache is None])
-    if stock is None or rival.config.cache is None or rival.config.cache.slots == 0:
-        return
     like = rival.config
-    twin = replace(
-        stock.config, n_threads=like.n_threads, n_ubatch=like.n_ubatch, type_k=like.type_k, type_v=like.type_v
-    )
-    _once(session, TUNED_ALIKE, twin)
+    if like.cache is None or like.cache.slots == 0:
+        return
+    alike = {"n_threads": like.n_threads, "n_ubatch": like.n_ubatch, "type_k": like.type_k, "type_v": like.type_v}
+    placements = tuple(replace(config, **alike) for config in offloads(session.space))  # type: ignore[arg-type]
+    if _most_layers(session, placements, len(placements), TUNED_ALIKE) < len(placements):
+        return
+    _once(session, TUNED_ALIKE, replace(fixed_baselines(session.space)[0].config, **alike))  # type: ignore[arg-type]
+
+
+def promote_best_stock(session: Session, rival: TrialRecord) -> None:
+    """Where a cache is about to claim the win, the fastest stock trial is what it has to beat, whoever proposed it."""
+    trials = [r for r in session.study.records if r.origin is not Origin.BASELINE and not r.config.has_slots]
+    best, baseline = fastest(trials), session.best_baseline
+    if not rival.config.has_slots or best is None or best.turn_s is None:
+        return
+    if baseline is None or baseline.turn_s is None or best.turn_s < baseline.turn_s:
+        _once(session, BEST_STOCK, best.config)
 
 
 def confirm_best_baseline(session: Session) -> None:
-    """Measure again whatever baseline could really be the fastest, taking turns; each is judged by its best look."""
-    for _ in range(LOOKS - 1):
+    """Measure baselines again, taking turns; each is judged by its best look.
+
+    The second look goes far, since the first may have been the disturbed one; the third only to real contenders.
+    """
+    for look, within in ((2, _SECOND_LOOK_WITHIN), (LOOKS, _CONTENDER_WITHIN)):
         best = session.best_baseline
         if best is None or best.turn_s is None:
             return
-        for name, config in _contenders(session, best.turn_s * _CONTENDER_WITHIN):
-            if sum(r.config == config for r in _measured_baselines(session)) < LOOKS:
+        for name, config in _contenders(session, best.turn_s * within):
+            if sum(r.config == config for r in _measured_baselines(session)) < look:
                 session.evaluate(config, Origin.BASELINE, name)
 
 
 def _contenders(session: Session, bar_s: float) -> list[tuple[str, EngineConfig]]:
-    near = [r for r in _measured_baselines(session) if r.turn_s is not None and r.turn_s <= bar_s]
-    return list(dict.fromkeys((record.name, record.config) for record in near))
+    near = {r.config: r.name for r in reversed(_measured_baselines(session)) if r.turn_s and r.turn_s <= bar_s}
+    return [(name, config) for config, name in near.items()]
 
 
 def _measured_baselines(session: Session) -> list[TrialRecord]:
@@ -108,13 +128,15 @@ def _measure_best_offload(session: Session) -> None:
         reached = _most_layers(session, tuple(replace(c, n_ubatch=n_ubatch) for c in placements), reached)
 
 
-def _most_layers(session: Session, placements: tuple[EngineConfig, ...], reached: int) -> int:
+def _most_layers(
+    session: Session, placements: tuple[EngineConfig, ...], reached: int, family: str = BEST_OFFLOAD
+) -> int:
     """From the prediction, a layer back at a time while out of memory, then forward.
 
     placements: from most to least on the device. Returns the index of the best that ran, `reached` when none is better.
     """
     start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
-    name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole else BEST_OFFLOAD
+    name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole and family == BEST_OFFLOAD else family
     ran = next((i for i in range(start, reached) if _runs(_once(session, name, placements[i]))), reached)
     if ran != start:
         return ran

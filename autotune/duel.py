@@ -1,7 +1,7 @@
 """The final side-by-side of a candidate and the best baseline: fresh, interleaved, and only a proven gain wins."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -12,6 +12,8 @@ from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
 
 FEWEST_BLOCKS = 4
+# An interval from x to more than twice x comes from a disturbed machine, not from two configurations.
+_WIDEST = 2.0
 Measure = Callable[[EngineConfig], Measurement | Failed]
 Progress = Callable[[int, int], None]
 
@@ -53,8 +55,9 @@ class Duel:
 
     @property
     def won(self) -> bool:
-        """Whether the gain is proven: the lower bound clears the margin."""
-        return self.interval is not None and self.interval.low > 1 + self.margin
+        """Whether the gain is proven: the lower bound clears the margin, and the blocks agree well enough to count."""
+        interval = self.interval
+        return interval is not None and interval.low > 1 + self.margin and interval.high < _WIDEST * interval.low
 
 
 BLOCK = TypeAdapter(Block)
@@ -79,16 +82,18 @@ def fight(
     margin: float,
     comparisons: int,
     progress: Progress,
+    earlier: Sequence[Block] = (),
     keep: Callable[[Block], None],
 ) -> Duel:
     """Measure A B, B A, A B, ... (A the baseline). `comparisons`: duels that share the 5 % risk (Bonferroni).
+    earlier: blocks of this very pair from a run that was interrupted or finished; only what is missing is measured.
 
     The number of blocks is fixed beforehand: looking after every block and stopping at the first good look would name
     far more false winners than the interval admits.
     """
     planned = max(FEWEST_BLOCKS, blocks)
-    done: list[Block] = []
-    for index in range(planned):
+    done = list(earlier[:planned])
+    for index in range(len(done), planned):
         candidate_first = index % 2 == 1
         pair: dict[bool, Measurement] = {}
         for is_candidate in (candidate_first, not candidate_first):

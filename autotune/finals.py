@@ -16,15 +16,21 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     if baseline is None or baseline.turn_s is None:
         return ()
     bar = baseline.turn_s * _SCREENING_NOISE
-    rivals = [r for r in session.study.records if r.origin is not Origin.BASELINE and r.turn_s is not None]
+    baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
+    rivals = [r for r in session.study.records if r.config not in baselines and r.turn_s is not None]
     rivals.sort(key=lambda record: (record.turn_s, record.number))
     return tuple(r for r in rivals if r.turn_s is not None and r.turn_s <= bar)[: session.request.finalists]
 
 
 def run_finals(session: Session) -> tuple[Duel, ...]:
-    """Duel the finalists one after the other until one wins; every block is kept in the study."""
+    """Duel the finalists one after the other until one wins; every block is kept in the study.
+
+    A duel fought in an earlier run of the same study stands: fighting again until the outcome pleases would name false
+    winners.
+    """
     baseline = session.best_baseline
     rivals = finalists(session)
+    earlier = [BLOCK.validate_json(block) for block in session.study.blocks]
     duels: list[Duel] = []
     for rival in rivals:
         if baseline is None:
@@ -39,6 +45,7 @@ def run_finals(session: Session) -> tuple[Duel, ...]:
             margin=session.request.margin,
             comparisons=len(rivals),
             progress=session.events.duel_progress,
+            earlier=[b for b in earlier if (b.baseline_config, b.candidate_config) == (baseline.config, rival.config)],
             keep=lambda block: session.study.keep_block(BLOCK.dump_json(block).decode()),
         )
         duels.append(duel)

@@ -1,6 +1,6 @@
 """One search, from a model and a machine to a verdict."""
 
-from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin
+from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.duel import Duel
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
@@ -98,6 +98,7 @@ def _trials(session: Session) -> None:
     session.events.phase(Phase.CONFIRM, 0)
     for rival in finalists(session):
         measure_twin(session, rival)
+        promote_best_stock(session, rival)
     confirm_best_baseline(session)
 
 

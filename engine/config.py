@@ -66,7 +66,8 @@ class EngineConfig:
     """One complete way to run a model.
 
     device: ggml name of the fast tier ("CUDA0", "EMU0", "CPU"), None for plain CPU.
-    gpu_layers: layers whose dense part lies on `device` (llama.cpp's -ngl; n_layers + 1 includes the output).
+    gpu_layers: llama.cpp's -ngl: 1 puts the output layer on `device`, each further one a layer's dense part, from the
+    last layer on; n_layers + 1 is all of it.
     ram_expert_layers: the experts of the first so many layers lie in RAM (llama.cpp's -ncmoe).
     cache: None is stock llama.cpp, the plugin not even loaded. repack: llama.cpp's repacked CPU layout
     (`use_extra_bufts`), which the plugin's own weights cannot use.
@@ -83,3 +84,8 @@ class EngineConfig:
     cache: CacheKnobs | None = None
     repack: bool = True
     mmap: bool = True
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether hot experts are cached at all."""
+        return self.cache is not None and self.cache.slots > 0

@@ -105,8 +105,10 @@ def test_the_table_has_every_baseline_and_the_best(request_: SearchRequest) -> N
     assert [re.split(r"  +", row)[0] for row in rows] == [
         "stock, experts in RAM",
         "cache off",
+        "stock, all on the CPU",
         "stock, best layer offload",
         "stock, tuned alike",
+        "stock, best found",
         "best found (proven)",
     ]
     assert len({len(row) for row in rows}) == 1

@@ -71,18 +71,19 @@ def test_the_same_command_goes_on(request_: SearchRequest, calls: int) -> None:
     # Baselines are looked at more than once on purpose, and so is whatever fights side by side.
     again = [r.config for r in second.records[len(first.records) :] if r.origin is not Origin.BASELINE]
     assert not {r.config for r in first.records} & set(again)
-    assert max(Counter(r.config for r in second.records).values()) <= LOOKS
+    assert max(Counter(r.config for r in second.records).values()) <= LOOKS + 1  # a trial that was promoted to a baseline
     assert len(runner.launched) > len(again)
     assert tried(second) == request_.n_trials
     assert not second.interrupted
 
 
-def test_a_finished_search_measures_only_the_side_by_side_again(request_: SearchRequest) -> None:
-    """The trials are all there; the verdict is still made from fresh measurements."""
-    run(request_)
+def test_a_finished_search_says_the_same_again_without_measuring(request_: SearchRequest) -> None:
+    """A duel that was fought stands: fighting until the outcome pleases would name false winners."""
+    first = run(request_)
     runner = runner_for(MACHINE, MODEL, LANDSCAPE)
     result = run(request_, runner)
-    assert len(set(runner.launched)) == 2
+    assert runner.launched == []
+    assert result.verdict == first.verdict
     assert result.verdict.kind is VerdictKind.CACHE_WINS
 
 

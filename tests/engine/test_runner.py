@@ -145,6 +145,14 @@ def test_slots_that_do_not_fit_become_fewer(model: Path) -> None:
         assert result.fast_bytes <= 4 * 2**20
 
 
+def test_prompts_longer_than_a_micro_batch_run_with_the_cache_switched_on_live(runner: EngineRunner) -> None:
+    """All but the last micro-batch ask for no output: the last layer's FFN then has no tokens, and must not be ours."""
+    trace = replace(TRACE, depth_tokens=tuple(range(1, 101)), prompt_tokens=tuple(range(40, 90)))
+    result = measured(runner, replace(CACHED, n_ubatch=32), trace)
+    assert result.counters is not None
+    assert result.counters.hits > 0
+
+
 def test_broken_model_file_is_a_load_failure(model: Path, tmp_path: Path) -> None:
     """A truncated file fails with llama.cpp's own words."""
     broken = tmp_path / "broken.gguf"

@@ -53,6 +53,8 @@ void log_summary(const std::vector<LayerReport> & layers) {
                       static_cast<long long>(promotions), layers.size(), static_cast<double>(bytes) / (1 << 20));
 }
 
+constexpr size_t most_chains = 64;
+
 // Chains of one routed FFN by number of pairs. Two shapes: the pairs of one token, and pairs of several tokens.
 struct ChainSet {
     std::shared_ptr<Layer> layer;
@@ -121,9 +123,9 @@ class Backend {
         if (ggml_backend_dev_t fast_device = Engine::fast_device(*settings)) {
             fast_.reset(ggml_backend_dev_init(fast_device, nullptr));
             hot_scratch_ = std::make_unique<Scratch>(ggml_backend_dev_buffer_type(fast_device));
-        } else if (!settings->device.empty()) {
-            ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no ggml device '%s': the cache is off\n",
-                              settings->device.c_str());
+        } else {
+            ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no ggml device '%s' for the fast tier: the cache is off\n",
+                              settings->device.empty() ? "GPU" : settings->device.c_str());
         }
         set_n_threads(n_threads_);
     }
@@ -152,7 +154,7 @@ class Backend {
                             sizeof(expert));
                 if (expert < 0 || expert >= n_expert) {
                     ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: expert id %d of %d\n", expert, n_expert);
-                    for (const Pair & pair : hot_pairs_) { layer.table.unpin(pair.expert); }
+                    for (const Pair & pair : hot_pairs_) { layer.table.unpin(pair.slice); }
                     return false;
                 }
                 layer.table.see(expert);
@@ -209,7 +211,7 @@ class Backend {
         std::vector<Promotion> promotions;
         {
             const std::lock_guard<std::mutex> lock(layer->mutex);
-            for (const Pair & pair : hot_pairs_) { layer->table.unpin(pair.expert); }
+            for (const Pair & pair : hot_pairs_) { layer->table.unpin(pair.slice); }
             LayerCounters & c = layer->counters;
             c.steps += 1;
             const auto hits = static_cast<int64_t>(split ? hot_pairs_.size() : 0);
@@ -232,14 +234,21 @@ class Backend {
         set.layer = layer;
         auto & chains = tier == Tier::hot ? set.hot : set.cold;
         Scratch & scratch = tier == Tier::hot ? *hot_scratch_ : *cold_scratch_;
-        std::unique_ptr<Chain> & chain = chains[ffn.n_tokens() == 1 ? n_pairs : -n_pairs];
-        if (chain == nullptr || !chain->fits(graph, ffn, scratch)) {
-            const auto weight_of = [&](const ggml_tensor * w) {
-                return tier == Tier::hot ? layer->slots_of(w) : const_cast<ggml_tensor *>(w);
-            };
-            chain = Chain::build(graph, ffn, n_pairs, weight_of, scratch);
+        // The cold backend computes whatever the scheduler hands over; the fast one may lack an operation or a type.
+        ggml_backend_t checked = tier == Tier::hot ? fast_.get() : nullptr;
+        const int shape = ffn.n_tokens() == 1 ? n_pairs : -n_pairs;
+        const auto known = chains.find(shape);
+        // Null stays null until the slots change: what could not be built once is not tried for every token.
+        if (known != chains.end() && (known->second == nullptr || known->second->fits(graph, ffn))) {
+            return known->second.get();
         }
-        return chain.get();
+        // Batches of many sizes would otherwise pile up chains that are hardly used again.
+        if (chains.size() >= most_chains) { chains.clear(); }
+        const auto weight_of = [&](const ggml_tensor * w) {
+            return tier == Tier::hot ? layer->slots_of(w) : const_cast<ggml_tensor *>(w);
+        };
+        chains[shape] = Chain::build(graph, ffn, n_pairs, weight_of, checked, scratch);
+        return chains[shape].get();
     }
 
     Engine & engine_;
@@ -285,8 +294,7 @@ ggml_backend_t make_backend(Engine & engine, ggml_backend_dev_t device) {
     BackendPtr cold(cold_device == nullptr ? nullptr : ggml_backend_dev_init(cold_device, nullptr));
     BackendPtr tail(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
     if (cold == nullptr || tail == nullptr) {
-        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no device '%s' to compute on\n",
-                          engine.settings()->cold_device.c_str());
+        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no CPU backend to compute on\n");
         return nullptr;
     }
     forward_n_threads(tail.get(), 1);

@@ -26,8 +26,8 @@ Chain::Step Chain::step_of(const ggml_tensor * node, const RoutedFfn & ffn) {
     return step;
 }
 
-bool Chain::fits(const ggml_cgraph & graph, const RoutedFfn & ffn, const Scratch & scratch) const {
-    if (scratch_generation_ != scratch.generation() || ffn.last - ffn.first + 1 != static_cast<int>(steps_.size())) {
+bool Chain::fits(const ggml_cgraph & graph, const RoutedFfn & ffn) const {
+    if (scratch_generation_ != scratch_->generation() || ffn.last - ffn.first + 1 != static_cast<int>(steps_.size())) {
         return false;
     }
     for (size_t i = 0; i < steps_.size(); ++i) {
@@ -41,7 +41,7 @@ bool Chain::fits(const ggml_cgraph & graph, const RoutedFfn & ffn, const Scratch
 
 std::unique_ptr<Chain> Chain::build(const ggml_cgraph & graph, const RoutedFfn & ffn, int n_pairs,
                                     const std::function<ggml_tensor *(const ggml_tensor *)> & weight_of,
-                                    Scratch & scratch) {
+                                    ggml_backend_t checked, Scratch & scratch) {
     std::unique_ptr<Chain> chain(new Chain());
     const int n_nodes = ffn.last - ffn.first + 1;
     chain->context_ = make_context(static_cast<size_t>(n_nodes) + 2, static_cast<size_t>(n_nodes) + 4);
@@ -74,6 +74,7 @@ std::unique_ptr<Chain> Chain::build(const ggml_cgraph & graph, const RoutedFfn &
                 copy->src[s] = node->src[s] == nullptr ? nullptr : twin.at(node->src[s]);
             }
             own.push_back(copy);
+            if (checked != nullptr && !ggml_backend_supports_op(checked, copy)) { return nullptr; }
         }
         twin[node] = copy;
         chain->out_ = copy;
@@ -95,10 +96,12 @@ std::unique_ptr<Chain> Chain::build(const ggml_cgraph & graph, const RoutedFfn &
     }
     chain->graph_ = ggml_new_graph_custom(ctx, static_cast<size_t>(n_nodes) + 4, false);
     ggml_build_forward_expand(chain->graph_, chain->out_);
+    chain->scratch_ = &scratch;
     chain->scratch_generation_ = scratch.generation();
-    chain->slices_.resize(static_cast<size_t>(n_pairs));
-    chain->x_rows_.resize(static_cast<size_t>(ggml_nelements(chain->x_)));
-    chain->out_rows_.resize(static_cast<size_t>(ggml_nelements(chain->out_)));
+    const auto grow = [](auto & rows, int64_t n) { rows.resize(std::max(rows.size(), static_cast<size_t>(n))); };
+    grow(scratch.slices, n_pairs);
+    grow(scratch.x_rows, ggml_nelements(chain->x_));
+    grow(scratch.out_rows, ggml_nelements(chain->out_));
     return chain;
 }
 
@@ -109,23 +112,23 @@ ggml_status Chain::start(ggml_backend_t backend, const RoutedFfn & ffn, const st
     for (size_t i = 0; i < n_rows; ++i) {
         const char * src = static_cast<const char *>(ffn.x->data) + pairs[i].token * ffn.x->nb[2] +
                            (shared_row ? 0 : pairs[i].k * ffn.x->nb[1]);
-        std::memcpy(x_rows_.data() + i * row, src, row * sizeof(float));
+        std::memcpy(scratch_->x_rows.data() + i * row, src, row * sizeof(float));
     }
-    for (size_t i = 0; i < pairs.size(); ++i) { slices_[i] = pairs[i].expert; }
-    ggml_backend_tensor_set_async(backend, x_, x_rows_.data(), 0, ggml_nbytes(x_));
-    ggml_backend_tensor_set_async(backend, ids_, slices_.data(), 0, ggml_nbytes(ids_));
+    for (size_t i = 0; i < pairs.size(); ++i) { scratch_->slices[i] = pairs[i].slice; }
+    ggml_backend_tensor_set_async(backend, x_, scratch_->x_rows.data(), 0, ggml_nbytes(x_));
+    ggml_backend_tensor_set_async(backend, ids_, scratch_->slices.data(), 0, ggml_nbytes(ids_));
     return ggml_backend_graph_compute_async(backend, graph_);
 }
 
 void Chain::fetch(ggml_backend_t backend) {
-    ggml_backend_tensor_get_async(backend, out_, out_rows_.data(), 0, ggml_nbytes(out_));
+    ggml_backend_tensor_get_async(backend, out_, scratch_->out_rows.data(), 0, ggml_nbytes(out_));
 }
 
 void Chain::scatter(const RoutedFfn & ffn, const std::vector<Pair> & pairs) const {
     const size_t row = static_cast<size_t>(ffn.out->ne[0]);
     for (size_t i = 0; i < pairs.size(); ++i) {
         char * dst = static_cast<char *>(ffn.out->data) + pairs[i].token * ffn.out->nb[2] + pairs[i].k * ffn.out->nb[1];
-        std::memcpy(dst, out_rows_.data() + i * row, row * sizeof(float));
+        std::memcpy(dst, scratch_->out_rows.data() + i * row, row * sizeof(float));
     }
 }
 

@@ -12,14 +12,15 @@
 
 namespace hotcache {
 
-// One routed (token, expert) pair of a batch: row `k` of token `token`, computed by slice `expert` of a chain's weights.
+// One routed (token, expert) pair of a batch: row `k` of token `token`, computed by slice `slice` of a chain's weights:
+// the expert's own number in the cold chain, its slot in the hot one.
 struct Pair {
     int token;
     int k;
-    int32_t expert;
+    int32_t slice;
 };
 
-// Memory that all chains of one backend share: they run one after the other.
+// Memory that all chains of one backend share, on its device and on the host: they run one after the other.
 class Scratch {
   public:
     explicit Scratch(ggml_backend_buffer_type_t buft) : buft_(buft) {}
@@ -28,6 +29,10 @@ class Scratch {
     // Buffer of at least `size_bytes`, or null. A buffer that had to grow invalidates every chain built on the old one.
     ggml_backend_buffer_t reserve(size_t size_bytes);
     int64_t generation() const { return generation_; }
+
+    std::vector<float> x_rows;
+    std::vector<int32_t> slices;
+    std::vector<float> out_rows;
 
   private:
     ggml_backend_buffer_type_t buft_;
@@ -38,10 +43,11 @@ class Scratch {
 class Chain {
   public:
     // `weight_of` gives, for an expert tensor of the FFN, the tensor whose slices this chain indexes.
-    // Returns null when the scratch memory cannot be had.
+    // Returns null when the scratch memory cannot be had or `checked`, if given, cannot compute one of the nodes.
+    // `scratch` outlives the chain.
     static std::unique_ptr<Chain> build(const ggml_cgraph & graph, const RoutedFfn & ffn, int n_pairs,
                                         const std::function<ggml_tensor *(const ggml_tensor *)> & weight_of,
-                                        Scratch & scratch);
+                                        ggml_backend_t checked, Scratch & scratch);
 
     // Uploads the pairs' rows of x and their slice numbers and starts the graph; asynchronous where `backend` is.
     // Everything is read from `ffn` before this returns.
@@ -52,7 +58,7 @@ class Chain {
     void scatter(const RoutedFfn & ffn, const std::vector<Pair> & pairs) const;
 
     // True when this chain computes exactly what these nodes compute, and its memory is still there.
-    bool fits(const ggml_cgraph & graph, const RoutedFfn & ffn, const Scratch & scratch) const;
+    bool fits(const ggml_cgraph & graph, const RoutedFfn & ffn) const;
 
   private:
     Chain() = default;
@@ -71,10 +77,8 @@ class Chain {
     ggml_tensor * x_ = nullptr;
     ggml_tensor * ids_ = nullptr;
     ggml_tensor * out_ = nullptr;
+    Scratch * scratch_ = nullptr;
     int64_t scratch_generation_ = 0;
-    std::vector<float> x_rows_;
-    std::vector<int32_t> slices_;
-    std::vector<float> out_rows_;
 };
 
 }  // namespace hotcache

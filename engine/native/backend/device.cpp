@@ -59,7 +59,7 @@ ggml_backend_buffer_t adopt(ggml_backend_buffer_t buffer) {
     return buffer;
 }
 
-const char * buft_name(ggml_backend_buffer_type_t) { return "HOTCACHE"; }
+const char * buft_name(ggml_backend_buffer_type_t) { return own_device_name; }
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t size_bytes) {
     return adopt(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(cpu_device()), size_bytes));
 }
@@ -130,7 +130,7 @@ bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) {
     return ggml_backend_buft_is_host(buft);
 }
 
-const char * device_name(ggml_backend_dev_t) { return "HOTCACHE"; }
+const char * device_name(ggml_backend_dev_t) { return own_device_name; }
 const char * device_description(ggml_backend_dev_t) { return "hot-expert cache"; }
 void device_memory(ggml_backend_dev_t, size_t * free_bytes, size_t * total_bytes) {
     *free_bytes = 0;
@@ -152,7 +152,7 @@ ggml_backend_buffer_t device_buffer_from_host(ggml_backend_dev_t, void * memory,
     return adopt(ggml_backend_dev_buffer_from_host_ptr(cpu_device(), memory, size_bytes, max_tensor));
 }
 
-const char * reg_name(ggml_backend_reg_t) { return "HOTCACHE"; }
+const char * reg_name(ggml_backend_reg_t) { return own_device_name; }
 size_t reg_device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t reg_device(ggml_backend_reg_t, size_t) { return &registration().device; }
 void * reg_proc_address(ggml_backend_reg_t, const char * name) {

@@ -1,9 +1,18 @@
 #include "engine.h"
 
 #include <cstring>
-#include <stdexcept>
 
 namespace hotcache {
+
+namespace {
+
+// A device by name, unless it is this library's own: a cache cannot delegate to itself.
+ggml_backend_dev_t other_device(const std::string & name) {
+    ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
+    return device == nullptr || std::string(ggml_backend_dev_name(device)) == own_device_name ? nullptr : device;
+}
+
+}  // namespace
 
 Engine::Engine() {
     auto settings = std::make_shared<Settings>();
@@ -34,7 +43,7 @@ std::string Engine::set(const std::string & key, const std::string & value) {
     if (problem.empty() && !changed->device.empty() && fast_device(*changed) == nullptr) {
         problem = "device=" + changed->device + ": no such ggml device";
     }
-    if (problem.empty() && !changed->cold_device.empty() && cold_device(*changed) == nullptr) {
+    if (problem.empty() && !changed->cold_device.empty() && other_device(changed->cold_device) == nullptr) {
         problem = "cold_device=" + changed->cold_device + ": no such ggml device";
     }
     if (!problem.empty()) { return problem; }
@@ -99,8 +108,8 @@ void Engine::reset_counters() {
 }
 
 void Engine::note_weight(ggml_backend_buffer_t buffer, const ggml_tensor * weight) {
-    // Compute buffers see every intermediate pass by; GGUF names expert tensors "…_exps.weight" and "…_exps.bias".
-    if (weight->op != GGML_OP_NONE || std::strstr(ggml_get_name(weight), "_exps.") == nullptr) { return; }
+    // Compute buffers see every intermediate pass by; GGUF names expert tensors "…exps.weight" and "…exps.bias".
+    if (weight->op != GGML_OP_NONE || std::strstr(ggml_get_name(weight), "exps.") == nullptr) { return; }
     const std::lock_guard<std::mutex> lock(mutex_);
     expert_bytes_[buffer][weight] = static_cast<int64_t>(expert_slice_bytes(weight));
 }
@@ -126,12 +135,12 @@ void Engine::forget_buffer(ggml_backend_buffer_t buffer) {
 
 ggml_backend_dev_t Engine::fast_device(const Settings & settings) {
     return settings.device.empty() ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU)
-                                   : ggml_backend_dev_by_name(settings.device.c_str());
+                                   : other_device(settings.device);
 }
 
 ggml_backend_dev_t Engine::cold_device(const Settings & settings) {
-    return settings.cold_device.empty() ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
-                                        : ggml_backend_dev_by_name(settings.cold_device.c_str());
+    ggml_backend_dev_t device = settings.cold_device.empty() ? nullptr : other_device(settings.cold_device);
+    return device != nullptr ? device : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 }
 
 }  // namespace hotcache

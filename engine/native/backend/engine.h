@@ -21,6 +21,8 @@ namespace hotcache {
 // whole tensors to an accelerator (its own threshold is the same), so the cache leaves such batches alone.
 constexpr int prefill_tokens = 32;
 
+constexpr const char * own_device_name = "HOTCACHE";
+
 struct LayerReport {
     int index;
     int n_slots;
@@ -48,7 +50,8 @@ class Engine {
     // them at all, so the scheduler makes no splits for it: it costs nothing. What is decided here takes effect when
     // llama.cpp next builds a graph, which it does for every new batch size and every few hundred tokens.
     bool wants(int64_t n_tokens) const {
-        return n_tokens < prefill_tokens && wants_small_batches_.load(std::memory_order_relaxed);
+        // llama.cpp also builds graphs for no tokens at all, and gives them no memory here.
+        return n_tokens > 0 && n_tokens < prefill_tokens && wants_small_batches_.load(std::memory_order_relaxed);
     }
 
     // The layer of this FFN; null when the cache is off or the fast tier has no room for one slot. Call inside `use()`.
@@ -62,9 +65,9 @@ class Engine {
     void note_weight(ggml_backend_buffer_t buffer, const ggml_tensor * weight);
     void forget_buffer(ggml_backend_buffer_t buffer);
 
-    // ggml device of the fast tier by the current settings; null when there is none.
+    // ggml device of the fast tier by the current settings; null when there is none. Never this library's own device.
     static ggml_backend_dev_t fast_device(const Settings & settings);
-    // ggml device that computes misses and everything not recognised.
+    // ggml device that computes misses and everything not recognised; the CPU where the one asked for is not there.
     static ggml_backend_dev_t cold_device(const Settings & settings);
 
   private:

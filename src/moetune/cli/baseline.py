@@ -1,6 +1,6 @@
 """What runs when there is no profile: the first baseline that a search would measure."""
 
-from moetune.autotune.baselines import Baseline, fixed_baselines
+from moetune.autotune.baselines import STOCK_CPU, Baseline, fixed_baselines
 from moetune.autotune.memory import MemoryModel, require_memory
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import build_space
@@ -14,10 +14,12 @@ from moetune.profiles.workload import Workload
 
 
 def baseline_for(model: Model, machine: Machine, device: str | None, workload: Workload, n_ctx: int) -> Baseline:
-    """Stock llama.cpp with default settings, its experts in RAM and the rest on the fast tier where it has room."""
+    """Stock llama.cpp with default settings, its experts in RAM and the rest on the fast tier if it has room for that."""
     request = SearchRequest(workload, n_ctx, studies_folder(), engine_version(), device=device)
     memory = _memory(model, machine, device)
-    return fixed_baselines(build_space(model, machine.cpu, memory, request))[0]
+    baselines = fixed_baselines(build_space(model, machine.cpu, memory, request))
+    on_cpu = next((b for b in baselines if b.name == STOCK_CPU), baselines[0])
+    return baselines[0] if memory.fits_fast(baselines[0].config) else on_cpu
 
 
 def check_memory(model: Model, machine: Machine, config: EngineConfig, *, allow_overcommit: bool) -> None:
