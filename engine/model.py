@@ -100,7 +100,15 @@ class Model:
 
 def read_model(path: Path | str) -> Model:
     """Read a GGUF model, split or not, from any of its files; MoetuneError (MODEL) for what cannot be used."""
-    headers = _read_shards(Path(path).expanduser().absolute())
+    path = Path(path).expanduser().absolute()
+    # Opening a pipe or a device would wait for a writer that never comes.
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise _refuse(path, "is not a regular file", "Give the path of a GGUF file.")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise _refuse(path, "has a name that is not text", "Rename the file.") from None
+    headers = _read_shards(path)
     return _model_of(headers)
 
 

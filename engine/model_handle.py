@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
+import numpy as np
 
 from moetune.engine.config import EngineConfig, KvType
 from moetune.engine.generation import GenerationRequest
@@ -127,6 +128,13 @@ class ModelHandle:
         start = time.perf_counter()
         self.decode(tokens)
         return time.perf_counter() - start
+
+    def require_finite_logits(self) -> None:
+        """Raise EngineFailure when the last token's logits are not numbers: the weights are damaged."""
+        pointer = llama.llama_get_logits_ith(self._context, -1)
+        if not np.isfinite(np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))).all():
+            detail = "the model's output is not a number: its file is damaged, or its type of quantisation is broken"
+            raise EngineFailure(FailureReason.DECODE_FAILED, detail)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of `text`; `special` adds BOS where the model wants it and reads control tokens."""

@@ -15,7 +15,7 @@ from moetune.engine import protocol
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.worker import Setup
 
-_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_BYTES = 16384
 
 
 class WorkerProcess:
@@ -122,5 +122,7 @@ class WorkerProcess:
     def _log_tail(self) -> str:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - _LOG_TAIL_BYTES, 0))
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return " ".join(line.strip() for line in lines[-2:])
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        # An abort is followed by a debugger's backtrace; what was asserted tells more.
+        asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line or "fatal error" in line]
+        return " ".join(asserted[-1:] or lines[-2:])

@@ -114,6 +114,7 @@ class Worker:
         depth = len(trace.depth_tokens)
         # Without a depth to fill first, one pass goes untimed: the first one touches all memory.
         model.decode(trace.depth_tokens or trace.prompt_tokens)
+        model.require_finite_logits()
         pp_samples_s = []
         for _ in range(passes):
             if not model.forget_from(depth):
@@ -147,6 +148,7 @@ class Worker:
             detail = f"the prompt has {len(tokens)} tokens, the context {model.n_ctx}; use a larger --ctx"
             raise EngineFailure(FailureReason.REFUSED, detail)
         prompt_s = model.timed_decode(tokens)
+        model.require_finite_logits()
         if self._cache is not None:
             self._cache.reset_counters()
         start = time.perf_counter()

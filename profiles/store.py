@@ -5,6 +5,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 from platformdirs import user_config_path
@@ -59,10 +60,11 @@ class ProfileStore:
             raise _unwritable(self.root, error) from error
 
     def save(self, profile: Profile) -> Path:
-        """Write the profile atomically and durably; the path it has now."""
+        """Write the profile atomically and durably; the path it has now. What cannot be read there is kept aside."""
         path = self.path_of(profile)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_unreadable(path)
             _write_atomically(path, to_yaml(profile).encode())
         except OSError as error:
             raise _unwritable(path.parent, error) from error
@@ -126,6 +128,17 @@ def _plain(text: str) -> str:
 def _folder(fingerprint: str) -> str:
     """A readable folder name; the short hash keeps apart what `_plain` makes equal."""
     return f"{_plain(fingerprint)[:16]}-{sha256(fingerprint.encode()).hexdigest()[:8]}"
+
+
+def _keep_unreadable(path: Path) -> None:
+    """Move a damaged profile, or one of a newer moetune, aside before its place is taken."""
+    if not path.exists():
+        return
+    try:
+        read_profile(path)
+    except MoetuneError:
+        kept = next(p for n in count(1) if not (p := path.with_name(f"{path.name}.kept-{n}")).exists())
+        path.rename(kept)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -5,29 +5,28 @@ import os
 import sys
 from collections.abc import Sequence
 
-import typer
-
-from moetune.cli.app import app
-from moetune.cli.output import note
 from moetune.errors import ExitCode, MoetuneError
-
-# What typer raises for a wrong flag or argument; its public subclass is the stable way to name it.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code, as listed in `ExitCode`."""
+    # Descriptors closed by the caller (`moetune probe >&-`) are no reason to fail.
+    sys.stdout = sys.stdout or io.TextIOWrapper(open(os.devnull, "wb"))  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or io.TextIOWrapper(open(os.devnull, "wb"))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without UTF-8 shows a question mark instead of ending the run.
             stream.reconfigure(errors="replace")
     try:
+        # Imported here so that Ctrl-C during a second of imports is no traceback.
+        import typer
+
+        from moetune.cli.app import app
+
         code = app(args=arguments, prog_name="moetune", standalone_mode=False)
         sys.stdout.flush()
     except MoetuneError as error:
         return _report(error)
-    except _UsageError as error:
-        return _report(_from_typer(error))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -37,10 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             return _reader_is_gone()
         raise
+    except Exception as error:
+        # What typer raises for a wrong flag or argument; its public subclass is the stable way to name it.
+        if isinstance(error, typer.BadParameter.__mro__[1]):
+            return _report(_from_typer(error))
+        raise
     return code if isinstance(code, int) else ExitCode.OK
 
 
 def _report(error: MoetuneError) -> ExitCode:
+    from moetune.cli.output import note
+
     note(f"error: {error.cause}")
     for line in error.remedy.splitlines():
         note(f"  {line}")

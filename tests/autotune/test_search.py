@@ -48,7 +48,7 @@ def test_a_cache_that_wins_is_found_and_proven(request_: SearchRequest) -> None:
     assert verdict.config.cache is not None
     assert verdict.config.cache.slots > 4
     assert verdict.interval is not None
-    assert verdict.interval.low > 1.2
+    assert verdict.interval.low > 1.1
     stock = [r.turn_s for r in result.records if not r.config.has_slots and r.turn_s is not None]
     assert verdict.baseline is not None
     assert verdict.baseline.turn_s < min(stock) * 1.1

@@ -121,7 +121,7 @@ def test_descriptions_name_the_throttles() -> None:
     """Whoever lists devices sees that these are emulated and what they are."""
     loaded = _load_in_another_process(**parse_emulated("server,scale=0.01").environment())
     assert loaded.stdout.splitlines() == [
-        "emulated accelerator (3.6 GB/s device, 0.12 GB/s link, 40 us launch)",
+        "emulated accelerator (3.6 GB/s device, 0.12 GB/s link, 8 us transfer, 40 us launch)",
         "emulated slow host (3 GB/s for expert products)",
     ]
 

@@ -197,7 +197,11 @@ std::string describe(const Machine & machine) {
     text << "emulated accelerator (";
     print_gbps(text, machine.throttle(Throttle::device_gbps), "device, ");
     print_gbps(text, machine.throttle(Throttle::link_gbps), "link, ");
-    text << machine.throttle(Throttle::launch_us) << " us launch)";
+    text << machine.throttle(Throttle::link_latency_us) << " us transfer, ";
+    text << machine.throttle(Throttle::launch_us) << " us launch";
+    // Everything that makes it another machine is in here: the description is part of the machine's fingerprint.
+    if (machine.settings().threads != 1) { text << ", " << machine.settings().threads << " threads"; }
+    text << ")";
     return text.str();
 }
 

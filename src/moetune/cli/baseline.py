@@ -14,7 +14,7 @@ from moetune.profiles.workload import Workload
 
 
 def baseline_for(model: Model, machine: Machine, device: str | None, workload: Workload, n_ctx: int) -> Baseline:
-    """Stock llama.cpp with default settings, its experts in RAM and the rest on the fast tier if it has room for that."""
+    """Stock llama.cpp with default settings, experts in RAM and the rest on the fast tier if it has room for that."""
     request = SearchRequest(workload, n_ctx, studies_folder(), engine_version(), device=device)
     memory = _memory(model, machine, device)
     baselines = fixed_baselines(build_space(model, machine.cpu, memory, request))

@@ -9,7 +9,8 @@ _MAX_BYTES = 16 << 20
 
 def read_prompt(flag: str | None) -> str:
     """The text to answer; raises `MoetuneError` (USAGE) when there is none or it is not text."""
-    prompt = _piped() if flag is None else flag
+    # What is no UTF-8 on the command line reaches Python as lone surrogates, which cannot be passed on.
+    prompt = _piped() if flag is None else flag.encode(errors="surrogateescape").decode(errors="replace")
     if not prompt.strip():
         raise MoetuneError(
             "The prompt is empty.", 'Give one with -p "...", or pipe text into the command.', ExitCode.USAGE

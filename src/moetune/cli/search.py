@@ -22,6 +22,7 @@ from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machi
 from moetune.cli.output import show, wrapped
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
+from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.model import read_model
 from moetune.engine.runner import EngineRunner
 from moetune.errors import ExitCode, MoetuneError
@@ -86,15 +87,23 @@ def search(
     if result.records:
         show(f"\n{result_table(result)}\n")
     if result.verdict.kind in (VerdictKind.NOTHING_RAN, VerdictKind.NO_BASELINE):
-        raise MoetuneError(
-            result.verdict.sentence,
-            "Free memory or choose another --device or a smaller --ctx; the same command tries what is left.",
-            ExitCode.ENGINE,
-        )
+        raise _nothing_ran(result)
     show(wrapped(result.verdict.sentence))
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     _remember(result, machine, emulated, store, model_file)
+
+
+def _nothing_ran(result: SearchResult) -> MoetuneError:
+    failed = [record.outcome for record in result.records if isinstance(record.outcome, Failed)]
+    if failed and all(outcome.reason is FailureReason.LOAD_FAILED for outcome in failed):
+        cause = f"llama.cpp cannot load this model: {' '.join(failed[0].detail.split())}"
+        return MoetuneError(cause, "The file is damaged, or made for a newer llama.cpp; get it again.", ExitCode.MODEL)
+    return MoetuneError(
+        result.verdict.sentence,
+        "Free memory or choose another --device or a smaller --ctx; the same command tries what is left.",
+        ExitCode.ENGINE,
+    )
 
 
 def _remember(
