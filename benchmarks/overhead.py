@@ -22,6 +22,7 @@ from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine.config import CacheKnobs, EngineConfig
 from moetune.engine.measurement import Failed, Trace
 from moetune.engine.runner import EngineRunner
+from moetune.hardware.probe import read_machine
 
 BAR = 0.98
 MODEL = SyntheticSpec(arch="qwen3moe", layers=8, experts=64, used=8, embd=512, ff=256, quant="Q4_0", skew=0.9)
@@ -71,7 +72,13 @@ def main() -> int:
     ]
     print(tabulate(rows, headers=["figure", "measured", "bar"], disable_numparse=True))
     if args.json:
-        report = {"bar": BAR, "plugin": vars(plugin), "stock_again": vars(again), "model_mb": size_mb}
+        report = {
+            "machine": read_machine(None).label,
+            "bar": BAR,
+            "plugin": vars(plugin),
+            "stock_again": vars(again),
+            "model_mb": size_mb,
+        }
         args.json.write_text(json.dumps({**report, "threads": args.threads, "rounds_tps": rounds}, indent=1) + "\n")
     if plugin.median < BAR:
         print(f"missed: {plugin.median:.4f} < {BAR}")

@@ -71,9 +71,8 @@ def test_the_same_command_goes_on(request_: SearchRequest, calls: int) -> None:
     # Baselines are looked at more than once on purpose, and so is whatever fights side by side.
     again = [r.config for r in second.records[len(first.records) :] if r.origin is not Origin.BASELINE]
     assert not {r.config for r in first.records} & set(again)
-    assert (
-        max(Counter(r.config for r in second.records).values()) <= LOOKS + 1
-    )  # a trial that was promoted to a baseline
+    # One look more where a trial was promoted to a baseline.
+    assert max(Counter(r.config for r in second.records).values()) <= LOOKS + 1
     assert len(runner.launched) > len(again)
     assert tried(second) == request_.n_trials
     assert not second.interrupted
