@@ -182,3 +182,30 @@ def test_the_cache_wins_on_an_emulated_machine(start: Start, folders: Path) -> N
     assert code == 0, err
     assert text
     assert "(emulated)" in err
+
+
+@needs_engine
+def test_a_fast_tier_too_small_for_anything_leaves_the_cpu(start: Start, slow_model: Path, mine: str) -> None:
+    """Nothing fits on the device: the CPU is measured and runs, and it is said why the cache takes no part."""
+    machine = ["--emulate", "desktop,vram_mib=1"]
+    code, out, err = finish(
+        start("search", str(slow_model), *machine, "--workload", mine, "--ctx", "256", "--trials", "1")
+    )
+    assert code == 0, err
+    assert "stock, all on the CPU" in out
+    assert "too small for one expert slot" in out + err
+    code, text, err = finish(start("run", str(slow_model), *machine, "-p", "The fox", "--max-tokens", "4"))
+    assert code == 0, err
+    assert text
+
+
+@needs_engine
+def test_damaged_weights_are_named(start: Start, slow_model: Path, tmp_path: Path) -> None:
+    """A file whose header is sound and whose weights are not numbers gives an error, not silence."""
+    damaged = tmp_path / "damaged.gguf"
+    raw = bytearray(slow_model.read_bytes())
+    raw[len(raw) // 2 :] = b"\xff" * (len(raw) - len(raw) // 2)
+    damaged.write_bytes(raw)
+    code, out, err = finish(start("run", str(damaged), "-p", "The fox", "--max-tokens", "4", "--ctx", "256"))
+    assert (code, out) == (ExitCode.ENGINE, "")
+    assert "not a number" in err

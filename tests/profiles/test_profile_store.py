@@ -140,3 +140,16 @@ def test_the_environment_moves_the_store(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert ProfileStore().root == tmp_path / "profiles"
     monkeypatch.delenv("MOETUNE_CONFIG_DIR")
     assert default_root().parts[-2:] == ("moetune", "profiles")
+
+
+@pytest.mark.parametrize("content", ["schema_version: 2\n", "{broken", ""])
+def test_what_cannot_be_read_is_kept_when_its_place_is_taken(
+    store: ProfileStore, profile: Profile, content: str
+) -> None:
+    """A profile of a newer moetune, or a damaged one, is never overwritten."""
+    path = store.save(profile)
+    for number in (1, 2):
+        path.write_text(content)
+        assert store.save(profile) == path
+        assert path.with_name(f"{path.name}.kept-{number}").read_text() == content
+    assert store.list().profiles == (profile,)
