@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,8 @@ def start() -> Callable[..., subprocess.Popen[bytes]]:
             stderr=subprocess.PIPE,
             env=os.environ | environment,
             start_new_session=True,
+            # A test run in the background of a script inherits an ignored Ctrl-C; a terminal's shell passes on none.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     return popen
