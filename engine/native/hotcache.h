@@ -1,7 +1,6 @@
 // C API of the hot-expert cache, for whoever has the library loaded. Thread-safe.
 //
-// Settings are the HOTCACHE_* environment variables in lower case without the prefix: "device", "slots", "bytes",
-// "interval", "hysteresis", "promotions", "policy", "min_sightings", "dwell", "half_life", "cold_device".
+// Settings are the HOTCACHE_* environment variables in lower case without the prefix; cache/settings.h says what each does.
 #pragma once
 
 #include <stddef.h>

@@ -11,8 +11,39 @@ namespace hotcache {
 
 namespace {
 
-constexpr std::array keys = {"device",     "cold_device", "slots",         "bytes",        "interval", "hysteresis",
-                             "promotions", "policy",      "min_sightings", "dwell",        "half_life"};
+constexpr std::array keys = {"device",   "cold_device", "slots",        "bytes",     "spread",        "whole_layers",
+                             "profile",  "workload",    "reserve",      "in_flight", "path",          "prefill",
+                             "staging",  "repack",      "prefill_heat", "guard",     "policy",        "interval",
+                             "dwell",    "hysteresis",  "promotions",   "half_life", "min_sightings"};
+
+template <typename Value>
+struct Choice {
+    const char * name;
+    Value value;
+};
+
+constexpr std::array policies = {Choice<Ranking>{"heat", Ranking::heat}, Choice<Ranking>{"lru", Ranking::lru},
+                                 Choice<Ranking>{"static", Ranking::fixed}};
+constexpr std::array spreads = {Choice<Spread>{"flat", Spread::flat}, Choice<Spread>{"coverage", Spread::coverage}};
+constexpr std::array paths = {Choice<Path>{"auto", Path::automatic}, Choice<Path>{"host", Path::host},
+                              Choice<Path>{"device", Path::device}};
+constexpr std::array prefills = {Choice<Prefill>{"auto", Prefill::automatic}, Choice<Prefill>{"stream", Prefill::stream},
+                                 Choice<Prefill>{"cold", Prefill::cold}, Choice<Prefill>{"scheduler", Prefill::scheduler}};
+constexpr std::array switches = {Choice<bool>{"0", false}, Choice<bool>{"1", true}};
+
+template <typename Value, size_t n>
+std::string parse_choice(const std::string & key, const std::string & text, const std::array<Choice<Value>, n> & choices,
+                         Value & out) {
+    std::string names;
+    for (size_t i = 0; i < n; ++i) {
+        if (text == choices[i].name) {
+            out = choices[i].value;
+            return {};
+        }
+        names += std::string(i == 0 ? "" : i + 1 == n ? " or " : ", ") + choices[i].name;
+    }
+    return key + "=" + text + ": must be " + names;
+}
 
 template <typename Number>
 std::string parse_number(const std::string & key, const std::string & text, double low, double high, Number & out) {
@@ -30,11 +61,22 @@ std::string parse_number(const std::string & key, const std::string & text, doub
     return {};
 }
 
+std::string parse_bytes(const std::string & key, const std::string & text, int64_t & out) {
+    if (text == "auto") {
+        out = Settings::automatic;
+        return {};
+    }
+    const std::string problem = parse_number(key, text, 0, 1e15, out);
+    return problem.empty() ? problem : problem + ", or auto";
+}
+
 }  // namespace
 
 bool Settings::changes_slots(const Settings & other) const {
     return device != other.device || cold_device != other.cold_device || slots != other.slots ||
-           budget_bytes != other.budget_bytes;
+           budget_bytes != other.budget_bytes || spread != other.spread || whole_layers != other.whole_layers ||
+           profile != other.profile || workload != other.workload || reserve_bytes != other.reserve_bytes ||
+           path != other.path || repack != other.repack;
 }
 
 std::string apply_setting(Settings & settings, const std::string & key, const std::string & value) {
@@ -43,10 +85,36 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
         settings.device = value;
     } else if (key == "cold_device") {
         settings.cold_device = value;
+    } else if (key == "profile") {
+        settings.profile = value;
+    } else if (key == "workload") {
+        settings.workload = value;
     } else if (key == "slots") {
         return parse_number(key, value, 0, 65536, settings.slots);
     } else if (key == "bytes") {
         return parse_number(key, value, 0, 1e15, settings.budget_bytes);
+    } else if (key == "spread") {
+        return parse_choice(key, value, spreads, settings.spread);
+    } else if (key == "whole_layers") {
+        return parse_number(key, value, 0, 65536, settings.whole_layers);
+    } else if (key == "reserve") {
+        return parse_bytes(key, value, settings.reserve_bytes);
+    } else if (key == "in_flight") {
+        return parse_number(key, value, 0, 1e15, settings.in_flight_bytes);
+    } else if (key == "path") {
+        return parse_choice(key, value, paths, settings.path);
+    } else if (key == "prefill") {
+        return parse_choice(key, value, prefills, settings.prefill);
+    } else if (key == "staging") {
+        return parse_bytes(key, value, settings.staging_bytes);
+    } else if (key == "repack") {
+        return parse_choice(key, value, switches, settings.repack);
+    } else if (key == "prefill_heat") {
+        return parse_choice(key, value, switches, settings.prefill_heat);
+    } else if (key == "guard") {
+        return parse_choice(key, value, switches, settings.guard);
+    } else if (key == "policy") {
+        return parse_choice(key, value, policies, policy.ranking);
     } else if (key == "interval") {
         return parse_number(key, value, 1, 1000000, policy.interval_tokens);
     } else if (key == "hysteresis") {
@@ -59,16 +127,6 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
         return parse_number(key, value, 0, 1000000, policy.dwell_tokens);
     } else if (key == "half_life") {
         return parse_number(key, value, 0.5, 1e9, policy.half_life_tokens);
-    } else if (key == "policy") {
-        if (value == "heat") {
-            policy.ranking = Ranking::heat;
-        } else if (value == "lru") {
-            policy.ranking = Ranking::lru;
-        } else if (value == "static") {
-            policy.ranking = Ranking::fixed;
-        } else {
-            return "policy=" + value + ": must be heat, lru or static";
-        }
     } else {
         std::string known;
         for (const char * k : keys) { known += known.empty() ? k : std::string(", ") + k; }

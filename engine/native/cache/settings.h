@@ -8,12 +8,39 @@
 
 namespace hotcache {
 
+// Where a split's tensors lie: in host memory, or in the fast tier's own.
+enum class Path { automatic, host, device };
+
+// Who computes batches of prompt processing: llama.cpp's scheduler as if there were no cache, the cold device, the fast
+// device with experts streamed to it, or whichever of these last two was measured to be faster for the batch size.
+enum class Prefill { scheduler, cold, stream, automatic };
+
+enum class Spread {
+    flat,      // the same number of slots for every layer
+    coverage,  // each slot to the layer where the recorded routing gains most from it
+};
+
 struct Settings {
     std::string device;       // ggml device of the fast tier; empty: the first GPU there is
     std::string cold_device;  // ggml device that computes misses; empty: the CPU
     int slots = 0;            // a layer; 0 with no budget_bytes: the cache is off
-    int64_t budget_bytes = 0; // used when slots is 0: as many slots as fit, the same for every layer
+    int64_t budget_bytes = 0; // used when slots is 0: as many slots as fit
+    Spread spread = Spread::flat;
+    int whole_layers = 0;     // of the budget first, all experts of the last so many layers
+    std::string profile;      // recorded routing that seeds the slots and drives the spread; empty: none
+    std::string workload;     // which of the profile's workloads; empty: all of them together
+    int64_t reserve_bytes = automatic;     // of the fast tier, left free; automatic: a fiftieth of it
+    int64_t in_flight_bytes = 64 << 20;    // most bytes of promotions that wait for the link
+    Path path = Path::automatic;
+    Prefill prefill = Prefill::automatic;
+    bool prefill_heat = false;             // whether prompts count as sightings
+    int64_t staging_bytes = automatic;     // of each of the two buffers experts are streamed through
+    bool repack = false;                   // misses are computed from a copy in the CPU's own packed layout
+    bool guard = true;                     // measure whether the cache pays, and switch it off where it does not
     PolicySettings policy;
+
+    static constexpr int64_t automatic = -1;
+    bool on() const { return slots > 0 || budget_bytes > 0; }
 
     // True when switching from `other` needs new slots rather than other decisions.
     bool changes_slots(const Settings & other) const;
