@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -80,7 +80,10 @@ class _LayerStruct(ctypes.Structure):
         ("n_slots", ctypes.c_int32),
         *((name, ctypes.c_int64) for name in ("slot_bytes", "hits", "misses", "promotions", "evictions")),
         *((name, ctypes.c_int64) for name in ("bytes_moved", "steps")),
-        *((name, ctypes.c_double) for name in ("hot_s", "cold_s", "wait_s")),
+        *((name, ctypes.c_double) for name in ("hot_s", "cold_s", "wait_s", "stall_s")),
+        *((name, ctypes.c_int64) for name in ("device_steps", "plain_steps", "prompt_steps", "streamed_steps")),
+        *((name, ctypes.c_int64) for name in ("streamed_bytes", "repacked_bytes")),
+        *((name, ctypes.c_int32) for name in ("pays", "reserved")),
     ]
 
 
@@ -99,7 +102,7 @@ class HotCache:
     """The loaded plugin. `device` is the ggml name of the fast tier, `cold_device` computes the misses."""
 
     def __init__(self, device: str, cold_device: str | None = None) -> None:
-        environment = {"HOTCACHE_DEVICE": device, "HOTCACHE_SLOTS": "0", "HOTCACHE_COLD_DEVICE": cold_device or ""}
+        environment = {"HOTCACHE_DEVICE": device, "HOTCACHE_HOLD": "1", "HOTCACHE_COLD_DEVICE": cold_device or ""}
         load_backend(plugin_path(), environment)
         self._lib = ctypes.CDLL(str(plugin_path()))
         self._lib.hotcache_set.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
@@ -137,9 +140,15 @@ class HotCache:
         capacity = self._lib.hotcache_layers(None, 0)
         structs = (_LayerStruct * max(capacity, 1))()
         filled = min(self._lib.hotcache_layers(structs, capacity), capacity)
-        counted = ("hits", "misses", "promotions", "bytes_moved", "hot_s", "cold_s", "wait_s")
+        counted = [field.name for field in fields(CacheCounters) if field.name != "layers_off"]
         return [
-            LayerState(s.layer, s.n_slots, s.slot_bytes, s.evictions, CacheCounters(*(getattr(s, n) for n in counted)))
+            LayerState(
+                s.layer,
+                s.n_slots,
+                s.slot_bytes,
+                s.evictions,
+                CacheCounters(**{name: getattr(s, name) for name in counted}, layers_off=int(s.pays == 0)),
+            )
             for s in structs[:filled]
         ]
 
@@ -149,12 +158,4 @@ def total(layers: list[LayerState]) -> CacheCounters | None:
     if not layers:
         return None
     every = [state.counters for state in layers]
-    return CacheCounters(
-        hits=sum(c.hits for c in every),
-        misses=sum(c.misses for c in every),
-        promotions=sum(c.promotions for c in every),
-        bytes_moved=sum(c.bytes_moved for c in every),
-        hot_s=sum(c.hot_s for c in every),
-        cold_s=sum(c.cold_s for c in every),
-        wait_s=sum(c.wait_s for c in every),
-    )
+    return CacheCounters(**{field.name: sum(getattr(c, field.name) for c in every) for field in fields(CacheCounters)})

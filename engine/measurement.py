@@ -30,7 +30,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """Sums over the layers and the timed tokens of one measurement. bytes_moved: promotions over the link."""
+    """Sums over the layers and the timed tokens of one measurement.
+
+    bytes_moved: promotions over the link. steps: FFN evaluations; of these, device_steps kept their activations in the
+    fast tier and plain_steps went without the cache because the guard said so. prompt_steps: batches of prompts, of
+    which streamed_steps had their experts streamed to the fast tier. hot_s, cold_s, wait_s, stall_s: seconds in the hot
+    chains, in the cold ones, waiting for the fast tier, waiting because experts were being promoted. layers_off: layers
+    in which the guard has switched the cache off.
+    """
 
     hits: int
     misses: int
@@ -39,6 +46,15 @@ class CacheCounters:
     hot_s: float
     cold_s: float
     wait_s: float
+    stall_s: float = 0.0
+    steps: int = 0
+    device_steps: int = 0
+    plain_steps: int = 0
+    prompt_steps: int = 0
+    streamed_steps: int = 0
+    streamed_bytes: int = 0
+    repacked_bytes: int = 0
+    layers_off: int = 0
 
     @property
     def hit_rate(self) -> float | None:

@@ -21,9 +21,18 @@ struct hotcache_layer {
     int64_t evictions;
     int64_t bytes_moved;
     int64_t steps;
-    double hot_s;   // from starting the hot chain to the join with the cold one
+    double hot_s;   // from starting the hot chain to the join with the cold one; 0 on the device path, which waits for none
     double cold_s;  // in the cold chain
-    double wait_s;  // waiting for the hot chain with nothing else to do
+    double wait_s;  // waiting for the fast device with nothing else to do
+    double stall_s; // waiting because experts were being promoted
+    int64_t device_steps;    // of `steps`, with activations that stayed in the fast device's memory
+    int64_t plain_steps;     // of `steps`, computed without the cache by the guard's decision
+    int64_t prompt_steps;    // batches of prompts
+    int64_t streamed_steps;  // of these, on the fast device, experts without a slot streamed to it
+    int64_t streamed_bytes;
+    int64_t repacked_bytes;  // of the slow tier's second copy
+    int32_t pays;            // 0: the guard has switched the cache off here
+    int32_t reserved;
 };
 
 // 0, or -1 with the reason written to `error` (at most error_bytes with its final zero).

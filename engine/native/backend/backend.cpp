@@ -1,12 +1,14 @@
 #include "backend.h"
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "chain.h"
+#include "cache/guard.h"
+#include "cache/prompt_choice.h"
+#include "data_path.h"
+#include "device.h"
 #include "engine.h"
 #include "routed_ffn.h"
 
@@ -34,8 +36,6 @@ void forward_n_threads(ggml_backend_t backend, int n_threads) {
     }
 }
 
-enum class Tier { hot, cold };
-
 // For programs that know nothing of the C API: what the cache did, in their own log.
 void log_summary(const std::vector<LayerReport> & layers) {
     int64_t hits = 0, misses = 0, promotions = 0, bytes = 0;
@@ -53,25 +53,21 @@ void log_summary(const std::vector<LayerReport> & layers) {
                       static_cast<long long>(promotions), layers.size(), static_cast<double>(bytes) / (1 << 20));
 }
 
-constexpr size_t most_chains = 64;
-
-// Chains of one routed FFN by number of pairs. Two shapes: the pairs of one token, and pairs of several tokens.
-struct ChainSet {
-    std::shared_ptr<Layer> layer;
-    std::unordered_map<int, std::unique_ptr<Chain>> hot;
-    std::unordered_map<int, std::unique_ptr<Chain>> cold;
-};
-
 // Several contexts may compute at once, each with a Backend of its own; one Backend computes one split at a time.
-class Backend {
+class Backend final : public Guest {
   public:
-    Backend(Engine & engine, BackendPtr cold, BackendPtr tail)
-        : engine_(engine),
-          cold_(std::move(cold)),
-          tail_(std::move(tail)) {}
+    Backend(Engine & engine, Workers workers, bool on_device_path)
+        : engine_(engine), workers_(std::move(workers)), fast_device_(device_of(workers_.fast)) {
+        path_ = on_device_path ? make_device_path(workers_) : make_host_path(workers_);
+        on_device_path_ = on_device_path;
+        engine_.enter(*this);
+    }
 
     // Devices may be torn down after the last context: no copy may still be on its way then.
-    ~Backend() {
+    ~Backend() override {
+        engine_.leave(*this);
+        settle();
+        unpin();
         engine_.promoter().drain();
         log_summary(engine_.reports());
     }
@@ -79,194 +75,293 @@ class Backend {
     Backend & operator=(const Backend &) = delete;
 
     ggml_status compute(ggml_cgraph * graph, ggml_backend_buffer_type_t expert_buft) {
+        end_layer();
+        const auto ffn = recognise(*graph, expert_buft);
+        if (ffn && ffn->key() == first_layer_) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
         const auto settings = engine_.settings();
-        if ((settings->slots == 0 && settings->budget_bytes == 0) || fast_ == nullptr) { return run(graph); }
-        const auto ffn = recognise(*graph, expert_buft);
-        if (!ffn || ffn->n_tokens() >= prefill_tokens) { return run(graph); }
+        if (!ffn || workers_.fast == nullptr || !path_->reaches(*ffn)) { return path_->run_cold(*graph); }
+        const bool prompt = ffn->n_tokens() >= prefill_tokens;
+        if (prompt && !engine_.has_slots()) { path_->reserve_prompt(*graph, *ffn, staging_bytes(*settings)); }
         const auto layer = engine_.layer_of(*ffn);
-        if (layer == nullptr || layer->weights() != ffn->weights) { return run(graph); }
-        return compute_cached(*graph, *ffn, layer, settings->policy);
+        if (layer == nullptr || layer->weights() != ffn->weights) { return path_->run_cold(*graph); }
+        if (prompt) { return compute_prompt(*graph, *ffn, layer, *settings); }
+        return compute_cached(*graph, *ffn, layer, *settings);
     }
+
+    void synchronize() {
+        settle();
+        unpin();
+        end_layer();
+    }
+
+    void settle() override { path_->settle(); }
+
+    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) { return path_->copy_in(from, src, dst); }
 
     void set_n_threads(int n_threads) {
         n_threads_ = n_threads;
-        forward_n_threads(cold_.get(), n_threads);
-        if (fast_ != nullptr && is_cpu(fast_.get())) { forward_n_threads(fast_.get(), n_threads); }
+        forward_n_threads(workers_.cold.get(), n_threads);
+        if (workers_.fast != nullptr && is_cpu(workers_.fast.get())) { forward_n_threads(workers_.fast.get(), n_threads); }
     }
 
     void set_abort_callback(ggml_abort_callback callback, void * data) {
-        if (auto set = backend_function<ggml_backend_set_abort_callback_t>(cold_.get(),
+        abort_callback_ = callback;
+        abort_data_ = data;
+        if (auto set = backend_function<ggml_backend_set_abort_callback_t>(workers_.cold.get(),
                                                                            "ggml_backend_set_abort_callback")) {
-            set(cold_.get(), callback, data);
+            set(workers_.cold.get(), callback, data);
         }
     }
 
   private:
-    ggml_status run(ggml_cgraph * graph) { return ggml_backend_graph_compute(cold_.get(), graph); }
+    struct Pinned {
+        std::shared_ptr<Layer> layer;
+        int slot;
+    };
+
+    static ggml_backend_dev_t device_of(const BackendPtr & backend) {
+        return backend == nullptr ? nullptr : ggml_backend_get_device(backend.get());
+    }
 
     // Slots were dropped or moved: chains point at memory that is gone, and the tiers may be other devices now.
     void renew() {
         const int64_t generation = engine_.generation();
         if (generation == generation_) { return; }
         generation_ = generation;
-        chains_.clear();
+        settle();
+        unpin();
+        guard_.restart();
         const auto settings = engine_.settings();
         ggml_backend_dev_t cold_device = Engine::cold_device(*settings);
-        if (cold_device != nullptr && cold_device != ggml_backend_get_device(cold_.get())) {
-            if (BackendPtr cold{ggml_backend_dev_init(cold_device, nullptr)}) { cold_ = std::move(cold); }
+        if (cold_device != nullptr && cold_device != device_of(workers_.cold)) {
+            if (BackendPtr cold{ggml_backend_dev_init(cold_device, nullptr)}) { workers_.cold = std::move(cold); }
         }
-        cold_scratch_ = std::make_unique<Scratch>(ggml_backend_dev_buffer_type(ggml_backend_get_device(cold_.get())));
-        fast_.reset();
-        hot_scratch_.reset();
-        if (ggml_backend_dev_t fast_device = Engine::fast_device(*settings)) {
-            fast_.reset(ggml_backend_dev_init(fast_device, nullptr));
-            hot_scratch_ = std::make_unique<Scratch>(ggml_backend_dev_buffer_type(fast_device));
-        } else {
-            ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no ggml device '%s' for the fast tier: the cache is off\n",
-                              settings->device.empty() ? "GPU" : settings->device.c_str());
+        ggml_backend_dev_t fast_device = Engine::fast_device(*settings);
+        if (on_device_path_) {
+            // This context's tensors lie on the device it began with.
+            warn_unless(fast_device == fast_device_, "another fast device takes effect in a new context");
+        } else if (fast_device != device_of(workers_.fast)) {
+            workers_.fast.reset(fast_device == nullptr ? nullptr : ggml_backend_dev_init(fast_device, nullptr));
+            warn_unless(workers_.fast != nullptr || !settings->on(), "no ggml device for the fast tier: the cache is off");
         }
+        path_->forget_chains();
         set_n_threads(n_threads_);
+        set_abort_callback(abort_callback_, abort_data_);
+    }
+
+    static void warn_unless(bool good, const char * problem) {
+        if (!good) { ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: %s\n", problem); }
+    }
+
+    // A step begins with the layer that began the one before.
+    Guard::Kind kind_of_step(const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
+        if (first_layer_ == nullptr || ffn.key() == first_layer_) {
+            first_layer_ = ffn.key();
+            layer_in_step_ = 0;
+            if (!guard_.pays() && !engine_.paused()) { guard_.retry(); }
+            const bool paid = guard_.pays();
+            const int64_t trials = guard_.trials();
+            step_ = settings.guard ? guard_.begin_step(ffn.n_tokens(), warm(layer)) : Guard::Kind::cached;
+            if (guard_.trials() != trials) { report_verdict(paid); }
+        } else {
+            ++layer_in_step_;
+        }
+        return step_;
+    }
+
+    static bool warm(Layer & layer) {
+        const std::lock_guard<std::mutex> lock(layer.mutex);
+        return layer.counters.steps > 1000 || layer.table.full();
+    }
+
+    void report_verdict(bool paid_before) {
+        if (guard_.pays()) {
+            engine_.vindicated();
+        } else {
+            engine_.pause();
+        }
+        if (guard_.pays() == paid_before && paid_before) { return; }
+        ggml_log_internal(GGML_LOG_LEVEL_INFO, "hotcache: %s: %.3f ms a step with it, %.3f ms without\n",
+                          guard_.pays() ? "the cache pays" : "the cache does not pay and is off",
+                          1e3 * guard_.costs().cached_s, 1e3 * guard_.costs().plain_s);
+    }
+
+    void end_layer() {
+        if (!layer_is_open_) { return; }
+        layer_is_open_ = false;
+        guard_.record(layer_in_step_, seconds_since(layer_began_));
     }
 
     ggml_status compute_cached(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
-                               const PolicySettings & policy) {
-        if (!sort_pairs(ffn, *layer)) { return GGML_STATUS_FAILED; }
-        Chain * hot = chain(graph, ffn, layer, Tier::hot, hot_pairs_.size());
-        Chain * cold = chain(graph, ffn, layer, Tier::cold, cold_pairs_.size());
-        const bool split = hot != nullptr && (cold != nullptr || cold_pairs_.empty());
-        const ggml_status status = split ? both_tiers(graph, ffn, *hot, cold) : all_cold(graph);
-        finish(ffn, layer, policy, split);
+                               const Settings & settings) {
+        const Guard::Kind kind = kind_of_step(ffn, *layer, settings);
+        layer_began_ = Clock::now();
+        layer_is_open_ = true;
+        const bool plain = kind == Guard::Kind::plain || (kind == Guard::Kind::cached && !guard_.pays(layer_in_step_));
+        layer->pays = guard_.pays(layer_in_step_);
+
+        const std::vector<int32_t> & ids = path_->routing(ffn, plain || layer->missed_last);
+        unpin();
+        if (!sort_pairs(ffn, ids, *layer, plain, true)) { return GGML_STATUS_FAILED; }
+        for (const Pair & pair : hot_pairs_) { pinned_.push_back({layer, pair.slice}); }
+        StepTimes times;
+        ggml_status status = GGML_STATUS_SUCCESS;
+        bool split = true;
+        if (hot_pairs_.empty() && layer->repacked_bytes() == 0 && !on_device_path_) {
+            status = run_plain(graph, times);
+        } else {
+            split = path_->run_split(graph, ffn, layer, hot_pairs_, cold_pairs_, times, status);
+            if (!split) { status = run_plain(graph, times); }
+        }
+        if (!on_device_path_) { unpin(); }
+        finish(ffn, layer, settings, times, plain, split);
         return status;
     }
 
-    // Sorts the batch's pairs by tier and pins the slots they will be read from.
-    bool sort_pairs(const RoutedFfn & ffn, Layer & layer) {
+    // A batch of a prompt: all on the cold device, or all on the fast one. The guard's samples are of other steps.
+    ggml_status compute_prompt(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
+                               const Settings & settings) {
+        const bool choosing = settings.prefill == Prefill::automatic;
+        const PromptWay way = choosing                              ? prompt_choice_.next(ffn.n_tokens())
+                              : settings.prefill == Prefill::stream ? PromptWay::stream
+                                                                    : PromptWay::cold;
+        const bool timed = choosing && prompt_choice_.undecided(ffn.n_tokens());
+        const std::vector<int32_t> & ids = path_->routing(ffn, false);
+        unpin();
+        const auto start = Clock::now();
+        if (!sort_pairs(ffn, ids, *layer, false, settings.prefill_heat)) { return GGML_STATUS_FAILED; }
+        for (const Pair & pair : hot_pairs_) { pinned_.push_back({layer, pair.slice}); }
+        ggml_status status = GGML_STATUS_SUCCESS;
+        int64_t streamed_bytes = 0;
+        const bool streamed = way == PromptWay::stream &&
+                              path_->run_prompt(graph, ffn, layer, hot_pairs_, cold_pairs_,
+                                                staging_bytes(settings), streamed_bytes, status);
+        if (!streamed) { status = path_->run_cold(graph); }
+        if (way == PromptWay::stream && !streamed) { engine_.ask_for(2 * staging_bytes(settings)); }
+        if (timed && streamed == (way == PromptWay::stream)) {
+            settle();
+            prompt_choice_.record(ffn.n_tokens(), way, seconds_since(start));
+        }
+        const std::lock_guard<std::mutex> lock(layer->mutex);
+        layer->counters.prompt_steps += 1;
+        layer->counters.streamed_steps += streamed ? 1 : 0;
+        layer->counters.streamed_bytes += streamed_bytes;
+        return status;
+    }
+
+    size_t staging_bytes(const Settings & settings) const {
+        if (settings.staging_bytes != Settings::automatic) { return static_cast<size_t>(settings.staging_bytes); }
+        size_t free_bytes = 0;
+        size_t total_bytes = 0;
+        ggml_backend_dev_memory(device_of(workers_.fast), &free_bytes, &total_bytes);
+        return total_bytes / 128;
+    }
+
+    ggml_status run_plain(ggml_cgraph & graph, StepTimes & times) {
+        const auto start = Clock::now();
+        const ggml_status status = path_->run_cold(graph);
+        times.cold_s = seconds_since(start);
+        return status;
+    }
+
+    // Sorts the batch's pairs by tier and pins the slots they will be read from. False for ids that are no expert's.
+    bool sort_pairs(const RoutedFfn & ffn, const std::vector<int32_t> & ids, Layer & layer, bool plain, bool sighting) {
         hot_pairs_.clear();
         cold_pairs_.clear();
         const int n_expert = ffn.n_expert();
+        const auto odd = std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return id < 0 || id >= n_expert; });
+        if (odd != ids.end()) {
+            ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: expert id %d of %d\n", *odd, n_expert);
+            return false;
+        }
+        const auto asked = Clock::now();
         const std::lock_guard<std::mutex> lock(layer.mutex);
-        for (int token = 0; token < ffn.n_tokens(); ++token) {
-            for (int k = 0; k < ffn.n_used(); ++k) {
-                int32_t expert = 0;
-                std::memcpy(&expert, static_cast<const char *>(ffn.ids->data) + token * ffn.ids->nb[1] + k * ffn.ids->nb[0],
-                            sizeof(expert));
-                if (expert < 0 || expert >= n_expert) {
-                    ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: expert id %d of %d\n", expert, n_expert);
-                    for (const Pair & pair : hot_pairs_) { layer.table.unpin(pair.slice); }
-                    return false;
-                }
-                layer.table.see(expert);
-                const int slot = layer.table.slot_of(expert);
-                if (slot == SlotTable::none) {
-                    cold_pairs_.push_back({token, k, expert});
-                } else {
-                    layer.table.pin(slot);
-                    hot_pairs_.push_back({token, k, slot});
-                }
+        layer.counters.stall_s += seconds_since(asked);
+        const int n_used = ffn.n_used();
+        for (int i = 0; i < static_cast<int>(ids.size()); ++i) {
+            const int32_t expert = ids[static_cast<size_t>(i)];
+            if (sighting) { layer.table.see(expert); }
+            const int slot = plain ? SlotTable::none : layer.table.slot_of(expert);
+            if (slot == SlotTable::none) {
+                cold_pairs_.push_back({i / n_used, i % n_used, expert});
+            } else {
+                layer.table.pin(slot);
+                hot_pairs_.push_back({i / n_used, i % n_used, slot});
             }
         }
-        hot_s_ = cold_s_ = wait_s_ = 0.0;
         return true;
     }
 
-    ggml_status all_cold(ggml_cgraph & graph) {
-        const auto start = Clock::now();
-        const ggml_status status = run(&graph);
-        cold_s_ = seconds_since(start);
-        return status;
-    }
-
-    // Nothing is written to `ffn.out` before both chains have read x: the allocator may have given them one memory.
-    ggml_status both_tiers(const ggml_cgraph & graph, const RoutedFfn & ffn, Chain & hot, Chain * cold) {
-        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
-        ggml_status status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : run(&head);
-        if (status != GGML_STATUS_SUCCESS) { return status; }
-
-        const auto start = Clock::now();
-        status = hot.start(fast_.get(), ffn, hot_pairs_);
-        if (status == GGML_STATUS_SUCCESS) { hot.fetch(fast_.get()); }
-        if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
-            const auto cold_start = Clock::now();
-            status = cold->start(cold_.get(), ffn, cold_pairs_);
-            if (status == GGML_STATUS_SUCCESS) { cold->fetch(cold_.get()); }
-            ggml_backend_synchronize(cold_.get());
-            cold_s_ = seconds_since(cold_start);
+    void unpin() {
+        for (const Pinned & pinned : pinned_) {
+            const std::lock_guard<std::mutex> lock(pinned.layer->mutex);
+            pinned.layer->table.unpin(pinned.slot);
         }
-        const auto wait_start = Clock::now();
-        ggml_backend_synchronize(fast_.get());
-        wait_s_ = seconds_since(wait_start);
-        hot_s_ = seconds_since(start);
-        if (status != GGML_STATUS_SUCCESS) { return status; }
-        hot.scatter(ffn, hot_pairs_);
-        if (cold != nullptr) { cold->scatter(ffn, cold_pairs_); }
-
-        ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
-        return tail.n_nodes == 0 ? status : ggml_backend_graph_compute(tail_.get(), &tail);
+        pinned_.clear();
     }
 
-    // Unpins, counts, and lets the policy decide what moves next.
-    void finish(const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, const PolicySettings & policy, bool split) {
+    // Counts, and lets the policy decide what moves next.
+    void finish(const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, const Settings & settings,
+                const StepTimes & times, bool plain, bool split) {
+        const int64_t room_bytes = settings.in_flight_bytes - engine_.promoter().in_flight_bytes();
+        const auto room = static_cast<int>(std::clamp<int64_t>(room_bytes / std::max<int64_t>(layer->expert_bytes(), 1), 0, 1 << 20));
         std::vector<Promotion> promotions;
         {
             const std::lock_guard<std::mutex> lock(layer->mutex);
-            for (const Pair & pair : hot_pairs_) { layer->table.unpin(pair.slice); }
             LayerCounters & c = layer->counters;
             c.steps += 1;
+            c.device_steps += on_device_path_ ? 1 : 0;
+            c.plain_steps += plain ? 1 : 0;
             const auto hits = static_cast<int64_t>(split ? hot_pairs_.size() : 0);
             c.hits += hits;
             c.misses += static_cast<int64_t>(hot_pairs_.size() + cold_pairs_.size()) - hits;
-            c.hot_s += hot_s_;
-            c.cold_s += cold_s_;
-            c.wait_s += wait_s_;
-            promotions = layer->table.advance(ffn.n_tokens(), policy);
+            c.hot_s += times.hot_s;
+            c.cold_s += times.cold_s;
+            c.wait_s += times.wait_s;
+            layer->missed_last = !cold_pairs_.empty();
+            promotions = layer->filling ? fill(*layer, room)
+                                        : layer->table.advance(ffn.n_tokens(), settings.policy, layer->pays ? room : 0);
         }
         engine_.promoter().enqueue(layer, promotions);
     }
 
-    // The chain for so many pairs; null when there are none, or no memory for it.
-    Chain * chain(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, Tier tier,
-                  size_t pairs) {
-        if (pairs == 0) { return nullptr; }
-        const int n_pairs = static_cast<int>(pairs);
-        ChainSet & set = chains_[ffn.key()];
-        set.layer = layer;
-        auto & chains = tier == Tier::hot ? set.hot : set.cold;
-        Scratch & scratch = tier == Tier::hot ? *hot_scratch_ : *cold_scratch_;
-        // The cold backend computes whatever the scheduler hands over; the fast one may lack an operation or a type.
-        ggml_backend_t checked = tier == Tier::hot ? fast_.get() : nullptr;
-        const int shape = ffn.n_tokens() == 1 ? n_pairs : -n_pairs;
-        const auto known = chains.find(shape);
-        // Null stays null until the slots change: what could not be built once is not tried for every token.
-        if (known != chains.end() && (known->second == nullptr || known->second->fits(graph, ffn))) {
-            return known->second.get();
+    // As many of the empty slots as the link has room for; the rest at a later step.
+    static std::vector<Promotion> fill(Layer & layer, int room) {
+        std::vector<Promotion> promotions = layer.table.fill();
+        layer.filling = static_cast<int>(promotions.size()) > room;
+        while (static_cast<int>(promotions.size()) > room) {
+            layer.table.cancel(promotions.back().slot);
+            promotions.pop_back();
         }
-        // Batches of many sizes would otherwise pile up chains that are hardly used again.
-        if (chains.size() >= most_chains) { chains.clear(); }
-        const auto weight_of = [&](const ggml_tensor * w) {
-            return tier == Tier::hot ? layer->slots_of(w) : const_cast<ggml_tensor *>(w);
-        };
-        chains[shape] = Chain::build(graph, ffn, n_pairs, weight_of, checked, scratch);
-        return chains[shape].get();
+        return promotions;
     }
 
     Engine & engine_;
-    BackendPtr cold_;  // computes misses and whatever is not recognised
-    BackendPtr tail_;  // one thread: a few rows are not worth waking the others
-    BackendPtr fast_;
-    std::unique_ptr<Scratch> cold_scratch_;
-    std::unique_ptr<Scratch> hot_scratch_;
-    std::unordered_map<const ggml_tensor *, ChainSet> chains_;
+    Workers workers_;
+    ggml_backend_dev_t fast_device_;
+    std::unique_ptr<DataPath> path_;
+    bool on_device_path_ = false;
     int64_t generation_ = -1;
     int n_threads_ = 1;
+    ggml_abort_callback abort_callback_ = nullptr;
+    void * abort_data_ = nullptr;
+
+    // Of the step being computed.
+    Guard guard_;
+    Guard::Kind step_ = Guard::Kind::cached;
+    const ggml_tensor * first_layer_ = nullptr;
+    int layer_in_step_ = 0;
+    bool layer_is_open_ = false;
+    Clock::time_point layer_began_{};
+
+    PromptChoice prompt_choice_;
 
     // Of the split being computed.
     std::vector<Pair> hot_pairs_;
     std::vector<Pair> cold_pairs_;
-    double hot_s_ = 0.0;
-    double cold_s_ = 0.0;
-    double wait_s_ = 0.0;
+    std::vector<Pinned> pinned_;  // what the fast device may still read
 };
 
 Backend & self(ggml_backend_t backend) { return *static_cast<Backend *>(backend->context); }
@@ -279,7 +374,13 @@ void backend_free(ggml_backend_t backend) {
 }
 
 ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    return self(backend).compute(graph, ggml_backend_dev_buffer_type(backend->device));
+    return self(backend).compute(graph, expert_buffer_type());
+}
+
+void backend_synchronize(ggml_backend_t backend) { self(backend).synchronize(); }
+
+bool backend_copy_in(ggml_backend_t from, ggml_backend_t to, const ggml_tensor * src, ggml_tensor * dst) {
+    return self(to).copy_in(from, src, dst);
 }
 
 ggml_guid_t backend_guid() {
@@ -289,20 +390,25 @@ ggml_guid_t backend_guid() {
 
 }  // namespace
 
-ggml_backend_t make_backend(Engine & engine, ggml_backend_dev_t device) {
-    ggml_backend_dev_t cold_device = Engine::cold_device(*engine.settings());
-    BackendPtr cold(cold_device == nullptr ? nullptr : ggml_backend_dev_init(cold_device, nullptr));
-    BackendPtr tail(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    if (cold == nullptr || tail == nullptr) {
-        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no CPU backend to compute on\n");
+ggml_backend_t make_backend(Engine & engine, ggml_backend_dev_t device, bool on_device_path) {
+    const auto settings = engine.settings();
+    const auto init = [](ggml_backend_dev_t d) { return BackendPtr(d == nullptr ? nullptr : ggml_backend_dev_init(d, nullptr)); };
+    Workers workers;
+    workers.cold = init(Engine::cold_device(*settings));
+    workers.tail.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    if (on_device_path) { workers.fast = init(Engine::fast_device(*settings)); }
+    if (workers.cold == nullptr || workers.tail == nullptr || (on_device_path && workers.fast == nullptr)) {
+        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: no backend to compute on\n");
         return nullptr;
     }
-    forward_n_threads(tail.get(), 1);
+    forward_n_threads(workers.tail.get(), 1);
     ggml_backend_i iface{};
     iface.get_name = backend_name;
     iface.free = backend_free;
     iface.graph_compute = backend_compute;
-    return new ggml_backend{backend_guid(), iface, device, new Backend(engine, std::move(cold), std::move(tail))};
+    iface.synchronize = backend_synchronize;
+    iface.cpy_tensor_async = backend_copy_in;
+    return new ggml_backend{backend_guid(), iface, device, new Backend(engine, std::move(workers), on_device_path)};
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) { self(backend).set_n_threads(n_threads); }

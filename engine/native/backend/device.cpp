@@ -1,6 +1,6 @@
 #include "device.h"
 
-#include <memory>
+#include <map>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -15,12 +15,22 @@ namespace {
 
 ggml_backend_dev_t cpu_device() { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
 
+// This device as the scheduler of a context sees it whose splits stay in the fast device's memory. Tensors are given that
+// memory under a type of its own: told apart from the fast device's, they are announced to this backend by a copy, which
+// shows it the scheduler's own backend of the fast device; and the fast device still takes them for its own.
+struct Resident {
+    ggml_backend_dev_t fast = nullptr;
+    ggml_backend_buffer_type buffer_type{};
+    ggml_backend_device device{};
+};
+
 // ggml's tables hold plain function pointers, so what they share is reached from one registration.
 struct Registration {
     Engine engine;
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
     ggml_backend_reg reg{};
+    std::map<ggml_backend_dev_t, Resident> residents;
     // A buffer of ours is the CPU's under another type; its own way to be freed is called last.
     std::mutex mutex;
     std::unordered_map<ggml_backend_buffer_t, void (*)(ggml_backend_buffer_t)> free_functions;
@@ -60,7 +70,13 @@ ggml_backend_buffer_t adopt(ggml_backend_buffer_t buffer) {
 }
 
 const char * buft_name(ggml_backend_buffer_type_t) { return own_device_name; }
+// Memory the fast device can copy from directly, where it offers such: promotions come from here.
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t size_bytes) {
+    ggml_backend_dev_t fast = Engine::fast_device(*registration().engine.settings());
+    ggml_backend_buffer_type_t pinned = fast == nullptr ? nullptr : ggml_backend_dev_host_buffer_type(fast);
+    if (pinned != nullptr && size_bytes > 0 && ggml_backend_buft_is_host(pinned)) {
+        if (ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(pinned, size_bytes)) { return adopt(buffer); }
+    }
     return adopt(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(cpu_device()), size_bytes));
 }
 size_t buft_alignment(ggml_backend_buffer_type_t) {
@@ -73,20 +89,27 @@ bool holds_experts(const ggml_tensor * weight) {
 }
 
 // While a model loads, llama.cpp asks with a weight in an empty buffer whether this buffer type would do for it.
-bool asked_at_load(const ggml_tensor * weight) { return weight->buffer->size == 0; }
+bool asked_at_load(const ggml_tensor * weight) { return holds_experts(weight) && weight->buffer->size == 0; }
+
+// The device that computes what stands around the expert products.
+ggml_backend_dev_t computing_device(ggml_backend_dev_t device) {
+    return device->context == nullptr ? cpu_device() : static_cast<Resident *>(device->context)->fast;
+}
 
 // Whether a product with expert weights, or a bias by expert, of a batch of `n_tokens` runs here.
-bool takes(const ggml_tensor * weight, int64_t n_tokens) {
-    return holds_experts(weight) && (asked_at_load(weight) || registration().engine.wants(n_tokens));
+bool takes(ggml_backend_dev_t device, const ggml_tensor * weight, int64_t n_tokens) {
+    if (!holds_experts(weight)) { return false; }
+    const Engine & engine = registration().engine;
+    return asked_at_load(weight) ? engine.holds_weights() : engine.wants(n_tokens, device->context != nullptr);
 }
 
 // True when `tensor` is computed from an expert product that runs here by operations on its rows.
-bool rooted(const ggml_tensor * tensor) {
+bool rooted(ggml_backend_dev_t device, const ggml_tensor * tensor) {
     constexpr int longest_chain = 24;
     for (int depth = 0; tensor != nullptr && depth < longest_chain; ++depth) {
         switch (tensor->op) {
             case GGML_OP_MUL_MAT_ID:
-                return takes(tensor->src[0], tensor->ne[2]);
+                return takes(device, tensor->src[0], tensor->ne[2]);
             case GGML_OP_ADD_ID:
             case GGML_OP_MUL:
             case GGML_OP_ADD:
@@ -101,11 +124,12 @@ bool rooted(const ggml_tensor * tensor) {
 }
 
 // The tail llama.cpp builds: each expert's rows are views of one tensor, added up in order.
-bool sums_experts(const ggml_tensor * add) {
-    return add->src[1]->op == GGML_OP_VIEW && rooted(add->src[0]) && rooted(add->src[1]);
+bool sums_experts(ggml_backend_dev_t device, const ggml_tensor * add) {
+    return add->src[1]->op == GGML_OP_VIEW && rooted(device, add->src[0]) && rooted(device, add->src[1]);
 }
 
-bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
+bool device_supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    if (op->src[0] != nullptr && asked_at_load(op->src[0])) { registration().engine.note_question(op->src[0]); }
     switch (op->op) {
         case GGML_OP_NONE:
         case GGML_OP_VIEW:
@@ -114,20 +138,23 @@ bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
         case GGML_OP_TRANSPOSE:
             return true;
         case GGML_OP_MUL_MAT_ID:
-            return takes(op->src[0], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
+            return takes(device, op->src[0], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
         case GGML_OP_ADD_ID:
-            return takes(op->src[1], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
+            return takes(device, op->src[1], op->ne[2]) && ggml_backend_dev_supports_op(cpu_device(), op);
         case GGML_OP_MUL:
-            return rooted(op->src[0]);
+            return rooted(device, op->src[0]) && ggml_backend_dev_supports_op(computing_device(device), op);
         case GGML_OP_ADD:
-            return sums_experts(op);
+            return sums_experts(device, op) && ggml_backend_dev_supports_op(computing_device(device), op);
         default:
-            return is_pair_op(op) && rooted(op->src[0]) && ggml_backend_dev_supports_op(cpu_device(), op);
+            return is_pair_op(op) && rooted(device, op->src[0]) &&
+                   ggml_backend_dev_supports_op(cpu_device(), op) &&
+                   ggml_backend_dev_supports_op(computing_device(device), op);
     }
 }
 
-bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) {
-    return ggml_backend_buft_is_host(buft);
+bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) {
+    if (device->context == nullptr) { return ggml_backend_buft_is_host(buft); }
+    return buft == &registration().buffer_type || buft == &static_cast<Resident *>(device->context)->buffer_type;
 }
 
 const char * device_name(ggml_backend_dev_t) { return own_device_name; }
@@ -144,10 +171,35 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->type = device_type(device);
     props->caps.buffer_from_host_ptr = true;
 }
-ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
-    return make_backend(registration().engine, device);
+ggml_backend_buffer_t resident_alloc(ggml_backend_buffer_type_t buft, size_t size_bytes) {
+    return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(buft->device), size_bytes);
 }
-ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t) { return &registration().buffer_type; }
+
+ggml_backend_dev_t resident_device(ggml_backend_dev_t fast) {
+    Registration & r = registration();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    Resident & resident = r.residents[fast];
+    if (resident.fast == nullptr) {
+        resident.fast = fast;
+        // All but the address is as the fast device's own type has it: that is how it recognises its memory.
+        resident.buffer_type = *ggml_backend_dev_buffer_type(fast);
+        resident.buffer_type.iface.alloc_buffer = resident_alloc;
+        resident.device = r.device;
+        resident.device.context = &resident;
+    }
+    return &resident.device;
+}
+
+ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
+    Engine & engine = registration().engine;
+    const bool on_device_path = engine.device_path_for_new_context();
+    return make_backend(engine, on_device_path ? resident_device(Engine::fast_device(*engine.settings())) : device,
+                        on_device_path);
+}
+ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
+    return device->context == nullptr ? &registration().buffer_type
+                                      : &static_cast<Resident *>(device->context)->buffer_type;
+}
 ggml_backend_buffer_t device_buffer_from_host(ggml_backend_dev_t, void * memory, size_t size_bytes, size_t max_tensor) {
     return adopt(ggml_backend_dev_buffer_from_host_ptr(cpu_device(), memory, size_bytes, max_tensor));
 }
@@ -205,6 +257,8 @@ bool usable() {
 }  // namespace
 
 ggml_backend_reg_t registry() { return usable() ? &registration().reg : nullptr; }
+
+ggml_backend_buffer_type_t expert_buffer_type() { return &registration().buffer_type; }
 
 Engine * engine() { return usable() ? &registration().engine : nullptr; }
 

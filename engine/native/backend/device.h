@@ -14,4 +14,7 @@ ggml_backend_reg_t registry();
 // The engine behind `registry()`; null exactly when that is.
 Engine * engine();
 
+// Where expert weights lie: host memory in ggml's own layout, under a type of its own.
+ggml_backend_buffer_type_t expert_buffer_type();
+
 }  // namespace hotcache

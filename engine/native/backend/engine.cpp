@@ -1,10 +1,16 @@
 #include "engine.h"
 
-#include <cstring>
+#include <algorithm>
+#include <variant>
 
 namespace hotcache {
 
 namespace {
+
+constexpr std::chrono::milliseconds tending_interval{250};
+constexpr std::chrono::seconds settling_time{2};
+
+double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 // A device by name, unless it is this library's own: a cache cannot delegate to itself.
 ggml_backend_dev_t other_device(const std::string & name) {
@@ -20,14 +26,57 @@ Engine::Engine() {
     if (!problems.empty()) {
         ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: ignored: %s\n", problems.c_str());
     }
+    std::string problem = load_profile(*settings, profile_);
+    if (!problem.empty()) {
+        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: ignored: %s\n", problem.c_str());
+        profile_.reset();
+    }
     adopt(settings);
 }
 
+// The routing profile that `settings` name. Returns an empty string or what is wrong with it.
+std::string Engine::load_profile(const Settings & settings, std::shared_ptr<const RoutingProfile> & profile) {
+    profile.reset();
+    if (settings.profile.empty()) { return {}; }
+    auto read = read_routing_profile(settings.profile);
+    if (std::holds_alternative<std::string>(read)) { return "profile=" + settings.profile + ": " + std::get<std::string>(read); }
+    profile = std::make_shared<RoutingProfile>(std::get<RoutingProfile>(std::move(read)));
+    const auto counts = profile->counts_of(0, settings.workload);
+    return std::holds_alternative<std::string>(counts) ? "workload=" + settings.workload + ": " + std::get<std::string>(counts)
+                                                       : std::string();
+}
+
 void Engine::adopt(std::shared_ptr<const Settings> settings) {
-    const bool on = settings->slots > 0 || settings->budget_bytes > 0;
-    // A cold device of its own is only reached through this backend, slots or not.
-    wants_small_batches_.store(on || !settings->cold_device.empty(), std::memory_order_relaxed);
+    wants_small_batches_ = settings->needed();
+    wants_always_ = settings->repack || !settings->cold_device.empty();
+    wants_prompts_ = settings->on() && settings->prefill != Prefill::scheduler;
     settings_ = std::move(settings);
+}
+
+bool Engine::wants(int64_t n_tokens, bool on_device_path) const {
+    // llama.cpp also builds graphs for no tokens at all, and gives them no memory here.
+    if (n_tokens <= 0) { return false; }
+    const bool small = n_tokens < prefill_tokens;
+    // A cold device of its own and a packed copy are only reached through this backend.
+    if (paused()) { return small && wants_always_; }
+    return small ? wants_small_batches_.load() : on_device_path && wants_prompts_.load();
+}
+
+void Engine::pause() {
+    const double seconds = pause_s_.load();
+    pause_s_ = std::min(2 * seconds, longest_pause_s);
+    const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    paused_until_ = until.time_since_epoch().count();
+}
+
+void Engine::enter(Guest & guest) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    guests_.insert(&guest);
+}
+
+void Engine::leave(Guest & guest) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    guests_.erase(&guest);
 }
 
 std::shared_ptr<const Settings> Engine::settings() const {
@@ -46,8 +95,20 @@ std::string Engine::set(const std::string & key, const std::string & value) {
     if (problem.empty() && !changed->cold_device.empty() && other_device(changed->cold_device) == nullptr) {
         problem = "cold_device=" + changed->cold_device + ": no such ggml device";
     }
+    std::shared_ptr<const RoutingProfile> profile = profile_;
+    // A workload may be named before the profile that has it.
+    if (problem.empty() && (key == "profile" || (key == "workload" && !changed->profile.empty()))) {
+        problem = load_profile(*changed, profile);
+    }
     if (!problem.empty()) { return problem; }
-    if (changed->changes_slots(*settings_)) { drop_layers(); }
+    profile_ = std::move(profile);
+    if (changed->changes_slots(*settings_)) {
+        drop_layers(false);
+        ceiling_bytes_ = unlimited;
+    }
+    // Whoever sets something wants to see what it does.
+    paused_until_ = 0;
+    pause_s_ = shortest_pause_s;
     adopt(changed);
     return {};
 }
@@ -55,36 +116,145 @@ std::string Engine::set(const std::string & key, const std::string & value) {
 void Engine::clear() {
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
-    drop_layers();
+    drop_layers(false);
+    ceiling_bytes_ = unlimited;
 }
 
 // Needs both locks: nobody computes, nobody looks a layer up.
-void Engine::drop_layers() {
-    promoter_.drain();
-    for (auto & [key, layer] : layers_) { layer->release(); }
+void Engine::drop_layers(bool keep_heat) {
+    for (Guest * guest : guests_) { guest->settle(); }
+    promoter_.cancel();
+    known_heat_.clear();
+    for (auto & [key, layer] : layers_) {
+        if (keep_heat) { known_heat_.emplace(key, layer->table); }
+        layer->release();
+    }
     layers_.clear();
+    planned_slots_.clear();
     generation_.fetch_add(1, std::memory_order_release);
+}
+
+bool Engine::has_slots() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return !layers_.empty();
+}
+
+int64_t Engine::slot_bytes() const {
+    int64_t bytes = 0;
+    for (const auto & [key, layer] : layers_) { bytes += layer->n_slots() * layer->expert_bytes(); }
+    return bytes;
+}
+
+// Free memory of the fast tier beyond the reserve, which may be negative; unlimited where the device does not say.
+int64_t Engine::spare_bytes(const Settings & settings) const {
+    ggml_backend_dev_t device = fast_device(settings);
+    if (device == nullptr) { return 0; }
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+    if (total_bytes == 0) { return unlimited; }
+    const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    const auto reserve_bytes = settings.reserve_bytes != Settings::automatic ? settings.reserve_bytes
+                               : is_cpu                                      ? 0
+                                                                             : static_cast<int64_t>(total_bytes / 50);
+    return static_cast<int64_t>(free_bytes) - reserve_bytes;
+}
+
+void Engine::tend() {
+    const auto now = Clock::now();
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (now - last_tended_ < tending_interval || layers_.empty()) { return; }
+        last_tended_ = now;
+    }
+    const auto settings = this->settings();
+    int64_t spare = spare_bytes(*settings);
+    if (spare == unlimited) { return; }
+    const int64_t asked = asked_bytes_.exchange(0);
+    if (asked > 0) { spare = std::min(spare, int64_t{0}) - asked; }
+    const std::unique_lock<std::shared_mutex> alone(in_use_);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t held = slot_bytes();
+    const bool short_of_memory = spare < 0 && held > 0;
+    const bool room_again = ceiling_bytes_ != unlimited && spare > (wanted_bytes_ - held) / 4 && spare > held / 16 &&
+                            now - last_resized_ > settling_time;
+    if (!short_of_memory && !room_again) { return; }
+    const int64_t allowed = std::max<int64_t>(held + spare, 0);
+    ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: %s: %.1f MiB of slots become %.1f MiB\n",
+                      short_of_memory ? "the fast tier runs short of memory" : "there is room for slots again", mib(held),
+                      mib(std::min(allowed, wanted_bytes_)));
+    drop_layers(true);
+    ceiling_bytes_ = allowed >= wanted_bytes_ ? unlimited : allowed;
+    last_resized_ = now;
+}
+
+// Shares out slots among the layers that have none yet: as many as asked for, as memory allows.
+void Engine::plan_slots() {
+    std::vector<Family> families = experts_.families();
+    families.erase(std::remove_if(families.begin(), families.end(),
+                                  [&](const Family & f) { return planned_slots_.count(f.weights.front()) > 0; }),
+                   families.end());
+    if (families.empty()) { return; }
+    const Settings & settings = *settings_;
+    std::vector<LayerDemand> demands;
+    for (const Family & family : families) {
+        demands.push_back({family.n_expert(), family.expert_bytes(), recorded_counts(family.layer)});
+    }
+    const int64_t room = std::max<int64_t>(std::min(spare_bytes(settings), ceiling_bytes_ - slot_bytes()), 0);
+    const auto bytes_of = [&](const std::vector<int> & slots) {
+        int64_t bytes = 0;
+        for (size_t i = 0; i < slots.size(); ++i) { bytes += slots[i] * demands[i].expert_bytes; }
+        return bytes;
+    };
+    std::vector<int> slots;
+    if (settings.slots > 0) {
+        for (const LayerDemand & demand : demands) { slots.push_back(std::min(settings.slots, demand.n_experts)); }
+    } else {
+        slots = slots_within(std::max<int64_t>(settings.budget_bytes - slot_bytes(), 0), demands, settings.spread,
+                             settings.whole_layers);
+    }
+    wanted_bytes_ = slot_bytes() + bytes_of(slots);
+    if (bytes_of(slots) > room) {
+        ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: the fast tier has room for %.1f of %.1f MiB of slots\n", mib(room),
+                          mib(bytes_of(slots)));
+        slots = slots_within(room, demands, settings.spread, settings.slots > 0 ? 0 : settings.whole_layers);
+    }
+    for (size_t i = 0; i < families.size(); ++i) {
+        const int n = settings.slots > 0 ? std::min(slots[i], settings.slots) : slots[i];
+        for (const ggml_tensor * w : families[i].weights) { planned_slots_[w] = n; }
+    }
+}
+
+// Routing counts of the profile for this layer; none without a profile.
+std::vector<double> Engine::recorded_counts(int layer) const {
+    if (profile_ == nullptr) { return {}; }
+    const auto counts = profile_->counts_of(layer, settings_->workload);
+    return std::holds_alternative<std::string>(counts) ? std::vector<double>{} : std::get<std::vector<double>>(counts);
 }
 
 std::shared_ptr<Layer> Engine::layer_of(const RoutedFfn & ffn) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const auto usable = [](const std::shared_ptr<Layer> & layer) {
+        return layer->n_slots() > 0 || layer->repacked_bytes() > 0 ? layer : nullptr;
+    };
     const auto known = layers_.find(ffn.key());
-    if (known != layers_.end()) { return known->second->n_slots() > 0 ? known->second : nullptr; }
-    const int n_slots = slots_for(ffn, *settings_);
+    if (known != layers_.end()) { return usable(known->second); }
+    if (planned_slots_.count(ffn.key()) == 0) { plan_slots(); }
     ggml_backend_dev_t fast = fast_device(*settings_);
-    if (n_slots == 0 || fast == nullptr) { return nullptr; }
-    auto layer = std::make_shared<Layer>(ffn, n_slots, ggml_backend_dev_buffer_type(fast));
-    layers_[ffn.key()] = layer;
-    return layer->n_slots() > 0 ? layer : nullptr;
-}
-
-int Engine::slots_for(const RoutedFfn & ffn, const Settings & settings) const {
-    if (settings.slots > 0) { return settings.slots; }
-    int64_t every_layer_bytes = 0;
-    for (const auto & [buffer, weights] : expert_bytes_) {
-        for (const auto & [weight, bytes] : weights) { every_layer_bytes += bytes; }
+    const int n_slots = fast == nullptr ? 0 : planned_slots_[ffn.key()];
+    if (n_slots == 0 && !settings_->repack) { return nullptr; }
+    auto layer = std::make_shared<Layer>(ffn, n_slots, fast == nullptr ? nullptr : ggml_backend_dev_buffer_type(fast));
+    if (settings_->repack) { layer->repack(); }
+    const auto heat = known_heat_.find(ffn.key());
+    const std::vector<double> counts = recorded_counts(layer->index());
+    if (heat != known_heat_.end()) {
+        layer->table.inherit(heat->second);
+    } else if (counts.size() == static_cast<size_t>(ffn.n_expert())) {
+        layer->table.seed(counts);
     }
-    return slots_within(settings.budget_bytes, every_layer_bytes, ffn.n_expert());
+    layer->filling = heat != known_heat_.end() || !counts.empty() || n_slots == ffn.n_expert();
+    layers_[ffn.key()] = layer;
+    return usable(layer);
 }
 
 std::vector<LayerReport> Engine::reports() {
@@ -94,7 +264,8 @@ std::vector<LayerReport> Engine::reports() {
         const std::lock_guard<std::mutex> layer_lock(layer->mutex);
         LayerCounters counters = layer->counters;
         counters.evictions = layer->table.evictions();
-        reports.push_back({layer->index(), layer->n_slots(), layer->n_slots() * layer->expert_bytes(), counters});
+        reports.push_back({layer->index(), layer->n_slots(), layer->n_slots() * layer->expert_bytes(),
+                           layer->repacked_bytes(), layer->pays && !paused(), counters});
     }
     return reports;
 }
@@ -108,28 +279,48 @@ void Engine::reset_counters() {
 }
 
 void Engine::note_weight(ggml_backend_buffer_t buffer, const ggml_tensor * weight) {
-    // Compute buffers see every intermediate pass by; GGUF names expert tensors "…exps.weight" and "…exps.bias".
-    if (weight->op != GGML_OP_NONE || std::strstr(ggml_get_name(weight), "exps.") == nullptr) { return; }
     const std::lock_guard<std::mutex> lock(mutex_);
-    expert_bytes_[buffer][weight] = static_cast<int64_t>(expert_slice_bytes(weight));
+    experts_.add(buffer, weight);
+    experts_.loaded();
+}
+
+bool Engine::holds_weights() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return settings_->holds_weights();
+}
+
+void Engine::note_question(const ggml_tensor * weight) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    experts_.would_hold(weight);
+}
+
+bool Engine::device_path_for_new_context() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ggml_backend_dev_t fast = fast_device(*settings_);
+    if (settings_->path == Path::host || fast == nullptr) { return false; }
+    if (ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(fast))) { return false; }
+    return settings_->path == Path::device || experts_.dense_part_elsewhere();
 }
 
 void Engine::forget_buffer(ggml_backend_buffer_t buffer) {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (expert_bytes_.find(buffer) == expert_bytes_.end()) { return; }
+        if (!experts_.knows(buffer)) { return; }
     }
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto & weights = expert_bytes_[buffer];
+    for (Guest * guest : guests_) { guest->settle(); }
     promoter_.drain();
-    for (auto it = layers_.begin(); it != layers_.end();) {
-        bool gone = false;
-        for (const ggml_tensor * w : it->second->weights()) { gone = gone || weights.count(w) > 0; }
-        if (gone) { it->second->release(); }
-        it = gone ? layers_.erase(it) : std::next(it);
+    for (const ggml_tensor * weight : experts_.remove(buffer)) {
+        for (auto it = layers_.begin(); it != layers_.end();) {
+            const auto & weights = it->second->weights();
+            const bool gone = std::find(weights.begin(), weights.end(), weight) != weights.end();
+            if (gone) { it->second->release(); }
+            it = gone ? layers_.erase(it) : std::next(it);
+        }
+        known_heat_.erase(weight);
+        planned_slots_.erase(weight);
     }
-    expert_bytes_.erase(buffer);
     generation_.fetch_add(1, std::memory_order_release);
 }
 

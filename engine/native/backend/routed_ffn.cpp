@@ -18,11 +18,6 @@ bool is_row_slice(const ggml_tensor * view) {
            view->nb[2] == whole->nb[2];
 }
 
-bool on_host(const ggml_tensor * tensor) {
-    const ggml_tensor * owner = tensor->view_src != nullptr ? tensor->view_src : tensor;
-    return owner->buffer != nullptr && ggml_backend_buffer_is_host(owner->buffer) && tensor->data != nullptr;
-}
-
 // Grows a RoutedFfn node by node from the first expert product.
 class Builder {
   public:
@@ -145,7 +140,6 @@ std::optional<RoutedFfn> recognise(const ggml_cgraph & graph, ggml_backend_buffe
                         (ffn.x->ne[1] == 1 || ffn.x->ne[1] == ffn.ids->ne[0]) && ggml_is_contiguous(ffn.out);
     // The down product reads the activation; a region of gate and up alone has no single result.
     if (builder.products() < 2 || !shapes || !closed(graph, ffn)) { return std::nullopt; }
-    if (!on_host(ffn.x) || !on_host(ffn.ids) || !on_host(ffn.out)) { return std::nullopt; }
     return ffn;
 }
 

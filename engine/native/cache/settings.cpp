@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
+#include <sstream>
 
 namespace hotcache {
 
@@ -14,7 +15,7 @@ namespace {
 constexpr std::array keys = {"device",   "cold_device", "slots",        "bytes",     "spread",        "whole_layers",
                              "profile",  "workload",    "reserve",      "in_flight", "path",          "prefill",
                              "staging",  "repack",      "prefill_heat", "guard",     "policy",        "interval",
-                             "dwell",    "hysteresis",  "promotions",   "half_life", "min_sightings"};
+                             "dwell",    "hysteresis",  "promotions",   "half_life", "min_sightings", "hold"};
 
 template <typename Value>
 struct Choice {
@@ -23,12 +24,13 @@ struct Choice {
 };
 
 constexpr std::array policies = {Choice<Ranking>{"heat", Ranking::heat}, Choice<Ranking>{"lru", Ranking::lru},
-                                 Choice<Ranking>{"static", Ranking::fixed}};
+                                 Choice<Ranking>{"lfru", Ranking::lfru}, Choice<Ranking>{"static", Ranking::fixed}};
 constexpr std::array spreads = {Choice<Spread>{"flat", Spread::flat}, Choice<Spread>{"coverage", Spread::coverage}};
 constexpr std::array paths = {Choice<Path>{"auto", Path::automatic}, Choice<Path>{"host", Path::host},
                               Choice<Path>{"device", Path::device}};
 constexpr std::array prefills = {Choice<Prefill>{"auto", Prefill::automatic}, Choice<Prefill>{"stream", Prefill::stream},
                                  Choice<Prefill>{"cold", Prefill::cold}, Choice<Prefill>{"scheduler", Prefill::scheduler}};
+constexpr std::array holds = {Choice<Hold>{"auto", Hold::automatic}, Choice<Hold>{"0", Hold::no}, Choice<Hold>{"1", Hold::yes}};
 constexpr std::array switches = {Choice<bool>{"0", false}, Choice<bool>{"1", true}};
 
 template <typename Value, size_t n>
@@ -111,6 +113,8 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
         return parse_choice(key, value, switches, settings.repack);
     } else if (key == "prefill_heat") {
         return parse_choice(key, value, switches, settings.prefill_heat);
+    } else if (key == "hold") {
+        return parse_choice(key, value, holds, settings.hold);
     } else if (key == "guard") {
         return parse_choice(key, value, switches, settings.guard);
     } else if (key == "policy") {
@@ -131,6 +135,18 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
         std::string known;
         for (const char * k : keys) { known += known.empty() ? k : std::string(", ") + k; }
         return key + ": no such setting; there are " + known;
+    }
+    return {};
+}
+
+std::string apply_settings(Settings & settings, const std::string & lines) {
+    std::istringstream in(lines);
+    for (std::string line; std::getline(in, line);) {
+        if (line.empty()) { continue; }
+        const size_t equals = line.find('=');
+        if (equals == std::string::npos) { return line + ": must be key=value"; }
+        std::string problem = apply_setting(settings, line.substr(0, equals), line.substr(equals + 1));
+        if (!problem.empty()) { return problem; }
     }
     return {};
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "budget.h"
 #include "slot_table.h"
 
 namespace hotcache {
@@ -15,10 +16,9 @@ enum class Path { automatic, host, device };
 // device with experts streamed to it, or whichever of these last two was measured to be faster for the batch size.
 enum class Prefill { scheduler, cold, stream, automatic };
 
-enum class Spread {
-    flat,      // the same number of slots for every layer
-    coverage,  // each slot to the layer where the recorded routing gains most from it
-};
+// Whether expert weights are loaded into the plugin's memory at all, where they can be given slots but not have the CPU's
+// own layouts; automatic: when the settings at that time have a use for it.
+enum class Hold { automatic, no, yes };
 
 struct Settings {
     std::string device;       // ggml device of the fast tier; empty: the first GPU there is
@@ -36,11 +36,15 @@ struct Settings {
     bool prefill_heat = false;             // whether prompts count as sightings
     int64_t staging_bytes = automatic;     // of each of the two buffers experts are streamed through
     bool repack = false;                   // misses are computed from a copy in the CPU's own packed layout
+    Hold hold = Hold::automatic;
     bool guard = true;                     // measure whether the cache pays, and switch it off where it does not
     PolicySettings policy;
 
     static constexpr int64_t automatic = -1;
     bool on() const { return slots > 0 || budget_bytes > 0; }
+    // Whether small batches have to come to this backend, slots or not.
+    bool needed() const { return on() || repack || !cold_device.empty(); }
+    bool holds_weights() const { return hold == Hold::automatic ? needed() : hold == Hold::yes; }
 
     // True when switching from `other` needs new slots rather than other decisions.
     bool changes_slots(const Settings & other) const;
@@ -48,6 +52,9 @@ struct Settings {
 
 // Sets one value. Returns an empty string, or the sentence that says what is wrong and what would be right.
 std::string apply_setting(Settings & settings, const std::string & key, const std::string & value);
+
+// Applies "key=value" lines in their order up to the first problem, which is returned; empty lines are skipped.
+std::string apply_settings(Settings & settings, const std::string & lines);
 
 // Reads every HOTCACHE_* variable of the environment. Returns the problems, a line each; a bad value keeps its default.
 std::string apply_environment(Settings & settings);

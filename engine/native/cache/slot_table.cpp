@@ -1,16 +1,26 @@
 #include "slot_table.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace hotcache {
 
+namespace {
+
+// An expert this many times hotter than the layer's mean is protected from experts that are merely recent.
+constexpr double protected_heat = 2.0;
+
+// Heat of an expert seen `min_sightings` times of late: the older of them count a little less than 1.
+double least_heat(const PolicySettings & policy) { return policy.min_sightings - 0.5; }
+
+}  // namespace
+
 SlotTable::SlotTable(int n_experts, int n_slots)
     : slots_(static_cast<size_t>(std::clamp(n_slots, 0, std::max(n_experts, 0)))),
-      experts_(static_cast<size_t>(std::max(n_experts, 0))) {}
+      slot_of_expert_(static_cast<size_t>(std::max(n_experts, 0)), none),
+      sightings_(n_experts) {}
 
 int SlotTable::slot_of(int expert) const {
-    const int slot = experts_[expert].slot;
+    const int slot = slot_of_expert_[expert];
     return slot != none && slots_[slot].state == State::ready ? slot : none;
 }
 
@@ -18,51 +28,68 @@ void SlotTable::pin(int slot) { ++slots_[slot].pins; }
 
 void SlotTable::unpin(int slot) { --slots_[slot].pins; }
 
-void SlotTable::see(int expert) {
-    Expert & e = experts_[expert];
-    e.heat = e.heat * std::exp2(-static_cast<double>(token_ - e.last_seen_token) / half_life_tokens_) + 1.0;
-    e.last_seen_token = token_;
-    ++e.sightings;
+void SlotTable::inherit(const SlotTable & old) {
+    if (old.sightings_.n_experts() == sightings_.n_experts()) { sightings_ = old.sightings_; }
 }
 
-std::vector<Promotion> SlotTable::advance(int n_tokens, const PolicySettings & policy) {
-    half_life_tokens_ = std::max(policy.half_life_tokens, 1e-3);
+std::vector<Promotion> SlotTable::advance(int n_tokens, const PolicySettings & policy, int most) {
+    sightings_.pass(n_tokens, policy.half_life_tokens);
     token_ += n_tokens;
     std::vector<Promotion> promotions;
-    if (slots_.empty() || token_ - last_rebalance_token_ < policy.interval_tokens) { return promotions; }
+    most = std::min(most, policy.promotions);
+    if (most <= 0 || slots_.empty() || token_ - last_rebalance_token_ < policy.interval_tokens) { return promotions; }
     last_rebalance_token_ = token_;
 
-    while (static_cast<int>(promotions.size()) < policy.promotions) {
+    while (static_cast<int>(promotions.size()) < most) {
         int slot = empty_slot();
-        // An empty slot is worth nothing, so one sighting is enough to fill it.
-        const int newcomer = hottest_outsider(policy, slot == none ? policy.min_sightings : 1);
+        const bool full = slot == none;
+        if (full && policy.ranking == Ranking::fixed) { break; }
+        // An empty slot is worth nothing, so any sighting is enough to fill it.
+        const int newcomer = best_outsider(policy.ranking, full ? least_heat(policy) : 0.0);
         if (newcomer == none) { break; }
-        if (slot == none) {
-            slot = policy.ranking == Ranking::fixed ? none : coldest_evictable(policy);
-            if (slot == none) { break; }
-            Expert & resident = experts_[slots_[slot].expert];
-            if (score(experts_[newcomer], policy) <= policy.hysteresis * score(resident, policy)) { break; }
-            resident.slot = none;
+        if (full) {
+            slot = worst_evictable(policy);
+            if (slot == none || !worth_replacing(slots_[slot].expert, newcomer, policy)) { break; }
+            slot_of_expert_[slots_[slot].expert] = none;
             ++evictions_;
         }
-        slots_[slot] = Slot{State::loading, newcomer, 0, token_};
-        experts_[newcomer].slot = slot;
-        promotions.push_back({newcomer, slot});
+        promotions.push_back(load(newcomer, slot));
     }
     return promotions;
 }
 
+std::vector<Promotion> SlotTable::fill() {
+    std::vector<int> outsiders;
+    for (int e = 0; e < sightings_.n_experts(); ++e) {
+        if (slot_of_expert_[e] == none) { outsiders.push_back(e); }
+    }
+    std::stable_sort(outsiders.begin(), outsiders.end(),
+                     [this](int a, int b) { return sightings_.heat(a) > sightings_.heat(b); });
+    std::vector<Promotion> promotions;
+    // There are at least as many outsiders as empty slots: no table has more slots than experts.
+    auto next = outsiders.begin();
+    for (int slot = 0; slot < n_slots(); ++slot) {
+        if (slots_[slot].state == State::empty) { promotions.push_back(load(*next++, slot)); }
+    }
+    return promotions;
+}
+
+Promotion SlotTable::load(int expert, int slot) {
+    slots_[slot] = Slot{State::loading, expert, 0, token_};
+    slot_of_expert_[expert] = slot;
+    return {expert, slot};
+}
+
 void SlotTable::arrived(int slot) {
+    if (slots_[slot].state != State::loading) { return; }
     slots_[slot].state = State::ready;
     slots_[slot].since_token = token_;
 }
 
-double SlotTable::score(const Expert & expert, const PolicySettings & policy) const {
-    if (expert.sightings == 0) { return 0.0; }
-    const auto age_tokens = static_cast<double>(token_ - expert.last_seen_token);
-    // The reciprocal of the age makes "so many times hotter" mean "so many times more recent".
-    if (policy.ranking == Ranking::lru) { return 1.0 / (1.0 + age_tokens); }
-    return expert.heat * std::exp2(-age_tokens / half_life_tokens_);
+void SlotTable::cancel(int slot) {
+    if (slots_[slot].state != State::loading) { return; }
+    slot_of_expert_[slots_[slot].expert] = none;
+    slots_[slot] = Slot{};
 }
 
 int SlotTable::empty_slot() const {
@@ -71,40 +98,47 @@ int SlotTable::empty_slot() const {
     return found == slots_.end() ? none : static_cast<int>(found - slots_.begin());
 }
 
-int SlotTable::hottest_outsider(const PolicySettings & policy, int min_sightings) const {
+bool SlotTable::ranks_below(int a, int b, Ranking ranking) const {
+    const double heat_a = sightings_.heat(a);
+    const double heat_b = sightings_.heat(b);
+    if (ranking == Ranking::lru || ranking == Ranking::lfru) {
+        const double protected_above = protected_heat * sightings_.mean_heat();
+        const bool by_heat = ranking == Ranking::lfru && std::max(heat_a, heat_b) > protected_above;
+        const int64_t age_a = sightings_.age_tokens(a);
+        const int64_t age_b = sightings_.age_tokens(b);
+        if (!by_heat && age_a != age_b) { return age_a > age_b; }
+    }
+    return heat_a < heat_b;
+}
+
+int SlotTable::best_outsider(Ranking ranking, double least_heat) const {
     int best = none;
-    double best_score = 0.0;
-    for (int e = 0; e < static_cast<int>(experts_.size()); ++e) {
-        if (experts_[e].slot != none || experts_[e].sightings < min_sightings) { continue; }
-        const double s = score(experts_[e], policy);
-        if (s > best_score) {
-            best = e;
-            best_score = s;
-        }
+    for (int e = 0; e < sightings_.n_experts(); ++e) {
+        const double heat = sightings_.heat(e);
+        if (slot_of_expert_[e] != none || heat <= 0.0 || heat < least_heat) { continue; }
+        if (best == none || ranks_below(best, e, ranking)) { best = e; }
     }
     return best;
 }
 
-int SlotTable::coldest_evictable(const PolicySettings & policy) const {
+int SlotTable::worst_evictable(const PolicySettings & policy) const {
     int worst = none;
-    double worst_score = 0.0;
     for (int i = 0; i < n_slots(); ++i) {
         const Slot & slot = slots_[i];
         if (slot.state != State::ready || slot.pins > 0 || token_ - slot.since_token < policy.dwell_tokens) {
             continue;
         }
-        const double s = score(experts_[slot.expert], policy);
-        if (worst == none || s < worst_score) {
-            worst = i;
-            worst_score = s;
-        }
+        if (worst == none || ranks_below(slot.expert, slots_[worst].expert, policy.ranking)) { worst = i; }
     }
     return worst;
 }
 
-int slots_within(int64_t budget_bytes, int64_t one_expert_of_every_layer_bytes, int n_experts) {
-    if (budget_bytes <= 0 || one_expert_of_every_layer_bytes <= 0) { return 0; }
-    return static_cast<int>(std::min<int64_t>(budget_bytes / one_expert_of_every_layer_bytes, n_experts));
+bool SlotTable::worth_replacing(int resident, int newcomer, const PolicySettings & policy) const {
+    if (policy.ranking == Ranking::lru) {
+        const auto age = [this](int expert) { return static_cast<double>(sightings_.age_tokens(expert)); };
+        return age(resident) > policy.hysteresis * age(newcomer);
+    }
+    return sightings_.heat(newcomer) >= policy.hysteresis * sightings_.heat(resident) + least_heat(policy);
 }
 
 }  // namespace hotcache

@@ -2,25 +2,29 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <limits>
 #include <vector>
+
+#include "sightings.h"
 
 namespace hotcache {
 
+// Heat is the count of an expert's sightings, each counting less the longer ago it was.
 enum class Ranking {
-    heat,   // decayed count of sightings
-    lru,    // most recently seen
+    heat,   // LFU with decay: the hottest outsider replaces the coldest resident
+    lru,    // the most recently seen outsider replaces the least recently seen resident
+    lfru,   // as lru, but experts well above the layer's mean heat rank first, and a newcomer must be hotter
     fixed,  // empty slots are filled once, nothing is ever evicted
 };
 
 struct PolicySettings {
     Ranking ranking = Ranking::heat;
-    int interval_tokens = 4;         // tokens between two rebalances
-    double hysteresis = 1.25;        // a newcomer must score more than this times the resident it replaces
+    int interval_tokens = 1;         // tokens between two rebalances
     int promotions = 2;              // most experts promoted at one rebalance
-    int min_sightings = 2;           // sightings before an expert may replace another
+    double hysteresis = 1.25;        // times a newcomer must be hotter (lru: more recent) than the resident it replaces
+    int min_sightings = 3;           // sightings of late it must have on top of that (lru: at all)
     int dwell_tokens = 16;           // tokens a newcomer is safe from eviction
-    double half_life_tokens = 128.0; // heat halves after so many tokens
+    double half_life_tokens = 32.0;  // heat halves after so many tokens
 };
 
 // An expert on its way into a slot. The slot serves nobody until `arrived(slot)`.
@@ -39,6 +43,9 @@ class SlotTable {
 
     int n_slots() const { return static_cast<int>(slots_.size()); }
 
+    // No slot is empty, though some may still be loading.
+    bool full() const { return empty_slot() == none; }
+
     // Slot whose content is `expert` and ready to be read, or `none`.
     int slot_of(int expert) const;
 
@@ -47,13 +54,28 @@ class SlotTable {
     void unpin(int slot);
 
     // One routed (token, expert) pair of the current token.
-    void see(int expert);
+    void see(int expert) { sightings_.see(expert); }
 
-    // Ends `n_tokens` tokens. When a rebalance is due, unmaps the losers and returns what is to be copied.
-    std::vector<Promotion> advance(int n_tokens, const PolicySettings & policy);
+    // Takes recorded routing counts, one an expert, as if they had been seen.
+    void seed(const std::vector<double> & counts) { sightings_.seed(counts); }
 
-    // The copy of a promotion ended: its expert is served from now on.
+    // Takes over what another table of the same layer has seen, in place of this one's own. Slots stay as they are.
+    void inherit(const SlotTable & old);
+
+    // Ends `n_tokens` tokens. When a rebalance is due, unmaps the losers and returns what is to be copied: at most `most`
+    // experts, hottest first. With `most` 0 a rebalance that is due waits for the next call.
+    std::vector<Promotion> advance(int n_tokens, const PolicySettings & policy,
+                                   int most = std::numeric_limits<int>::max());
+
+    // An expert for every empty slot: hottest first, then those never seen by number.
+    std::vector<Promotion> fill();
+
+    // The copy of a promotion ended: its expert is served from now on. Ignored unless the slot is loading.
     void arrived(int slot);
+
+    // A promotion that will not happen: its slot is empty again, so nobody may still be writing to it. Ignored unless the
+    // slot is loading.
+    void cancel(int slot);
 
     int64_t evictions() const { return evictions_; }
 
@@ -67,28 +89,19 @@ class SlotTable {
         int64_t since_token = 0;
     };
 
-    struct Expert {
-        int slot = none;
-        int64_t sightings = 0;
-        int64_t last_seen_token = 0;
-        double heat = 0.0;  // as of last_seen_token
-    };
-
-    double score(const Expert & expert, const PolicySettings & policy) const;
+    Promotion load(int expert, int slot);
     int empty_slot() const;
-    int hottest_outsider(const PolicySettings & policy, int min_sightings) const;
-    int coldest_evictable(const PolicySettings & policy) const;
+    bool ranks_below(int a, int b, Ranking ranking) const;
+    int best_outsider(Ranking ranking, double least_heat) const;
+    int worst_evictable(const PolicySettings & policy) const;
+    bool worth_replacing(int resident, int newcomer, const PolicySettings & policy) const;
 
     std::vector<Slot> slots_;
-    std::vector<Expert> experts_;
+    std::vector<int> slot_of_expert_;  // loading or ready; none for an outsider
+    Sightings sightings_;
     int64_t token_ = 0;
     int64_t last_rebalance_token_ = 0;
     int64_t evictions_ = 0;
-    double half_life_tokens_ = PolicySettings{}.half_life_tokens;
 };
-
-// Most slots a layer may have so that all layers together stay within `budget_bytes`, when one expert of every layer
-// together takes `one_expert_of_every_layer_bytes`.
-int slots_within(int64_t budget_bytes, int64_t one_expert_of_every_layer_bytes, int n_experts);
 
 }  // namespace hotcache
