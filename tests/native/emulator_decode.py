@@ -59,7 +59,8 @@ def main() -> None:
     llama.llama_backend_init()
     model_params = llama.llama_model_default_params()
     model_params.n_gpu_layers = options.gpu_layers
-    model_params.use_extra_bufts = options.repack
+    # With an accelerator whose host memory can be pinned, llama.cpp prefers that to the CPU's own layouts.
+    model_params.use_extra_bufts = model_params.no_host = options.repack
     if options.experts_in_ram:
         experts_on_cpu = _Override(rb"\.ffn_(up|down|gate)_exps", lib.ggml_backend_cpu_buffer_type())
         overrides = (_Override * 2)(experts_on_cpu)

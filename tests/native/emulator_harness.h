@@ -17,6 +17,7 @@
 #include "ggml.h"
 
 #include "../../engine/native/emulator/emulator.h"
+#include "../../engine/native/ggml_abi.h"
 
 extern "C" ggml_backend_reg_t ggml_backend_init(void);
 

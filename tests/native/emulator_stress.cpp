@@ -191,6 +191,85 @@ void streams_wait_for_events(Reference & reference) {
     ggml_backend_synchronize(consumer.get());
 }
 
+// One stream computes, another one's copy of the result feeds a third tensor, and nobody synchronises between.
+void copies_between_streams_keep_order(Reference & reference) {
+    const Backend producer = backend_named("EMU0");
+    const Backend consumer = backend_named("EMU0");
+    const RoutedFfn ffn(producer.get());
+    const Activations io(producer.get(), 1);
+    const FfnGraph graph(producer.get(), ffn, io);
+    constexpr unsigned n_rounds = 12;
+    const Context context = new_context();
+    std::vector<ggml_tensor *> near, far;
+    for (unsigned i = 0; i < n_rounds; ++i) {
+        near.push_back(ggml_dup_tensor(context.get(), io.out));
+        far.push_back(ggml_dup_tensor(context.get(), io.out));
+    }
+    const Buffer buffer(ggml_backend_alloc_ctx_tensors(context.get(), consumer.get()));
+    std::vector<Floats> xs;
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<Floats> outs(n_rounds, Floats(n_embd * n_used));
+    for (unsigned i = 0; i < n_rounds; ++i) {
+        xs.push_back(random_floats(n_embd, i));
+        ids.push_back(routed_ids(1, i));
+    }
+    const emu_counter_values before = counters();
+    for (unsigned i = 0; i < n_rounds; ++i) {
+        ggml_backend_tensor_set_async(producer.get(), io.x, xs[i].data(), 0, ggml_nbytes(io.x));
+        ggml_backend_tensor_set_async(producer.get(), io.ids, ids[i].data(), 0, ggml_nbytes(io.ids));
+        ggml_backend_graph_compute_async(producer.get(), graph.graph);
+        ggml_backend_tensor_copy_async(producer.get(), producer.get(), io.out, near[i]);
+        ggml_backend_tensor_copy_async(producer.get(), consumer.get(), near[i], far[i]);
+        ggml_backend_tensor_get_async(consumer.get(), far[i], outs[i].data(), 0, ggml_nbytes(far[i]));
+    }
+    ggml_backend_synchronize(consumer.get());
+    for (unsigned i = 0; i < n_rounds; ++i) { require(same_bits(outs[i], reference(1, i)), "copied in order"); }
+    const size_t up = counters().d2h_bytes - before.d2h_bytes;
+    require(up == n_rounds * ggml_nbytes(io.out), "copies within the device do not use the link");
+    ggml_backend_synchronize(producer.get());
+}
+
+// A cache may give the scheduler a type of its own that is the device's in all but address.
+void a_cloned_buffer_type_is_the_devices(Reference & reference) {
+    const Backend emu = backend_named("EMU0");
+    ggml_backend_dev_t device = ggml_backend_get_device(emu.get());
+    ggml_backend_buffer_type clone = *ggml_backend_dev_buffer_type(device);
+    require(ggml_backend_dev_supports_buft(device, &clone), "the device takes a copy of its type");
+    const Context context = new_context();
+    ggml_tensor * there = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, n_embd);
+    const Buffer cloned(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), &clone));
+    require(ggml_backend_buffer_get_type(cloned.get()) == &clone, "a buffer is of the type it was asked from");
+    const RoutedFfn ffn(emu.get());
+    const Activations io(emu.get(), 1);
+    const FfnGraph graph(emu.get(), ffn, io);
+    const Floats x = random_floats(n_embd, 5);
+    const auto ids = routed_ids(1, 5);
+    Floats out(n_embd * n_used);
+    ggml_backend_tensor_set(there, x.data(), 0, ggml_nbytes(there));
+    ggml_backend_tensor_set(io.ids, ids.data(), 0, ggml_nbytes(io.ids));
+    const emu_counter_values before = counters();
+    ggml_backend_tensor_copy_async(emu.get(), emu.get(), there, io.x);
+    ggml_backend_graph_compute(emu.get(), graph.graph);
+    ggml_backend_tensor_copy(there, io.x);
+    require(counters().h2d_bytes == before.h2d_bytes && counters().d2h_bytes == before.d2h_bytes, "not by the link");
+    ggml_backend_tensor_get(io.out, out.data(), 0, ggml_nbytes(io.out));
+    require(same_bits(out, reference(1, 5)), "computed from memory of the cloned type");
+}
+
+void pinned_memory_is_host_memory(Reference & reference) {
+    const Backend emu = backend_named("EMU0");
+    ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(ggml_backend_get_device(emu.get()));
+    require(pinned != nullptr && ggml_backend_buft_is_host(pinned), "a host buffer type");
+    require(!ggml_backend_supports_buft(emu.get(), pinned), "the accelerator computes in its own memory only");
+    require(ggml_backend_supports_buft(reference.cpu.get(), pinned), "the CPU computes in it");
+    require(ggml_backend_supports_buft(backend_named("EMUHOST").get(), pinned), "so does the slow host");
+    const Context context = new_context();
+    ggml_tensor * here = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, 64);
+    const Buffer buffer(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), pinned));
+    require(ggml_backend_buffer_get_type(buffer.get()) == pinned, "a buffer of its own type");
+    static_cast<float *>(here->data)[63] = 1;
+}
+
 void streams_come_and_go(Reference & reference) {
     const Backend steady = backend_named("EMU0");
     const RoutedFfn ffn(steady.get());
@@ -257,6 +336,9 @@ int main() {
     RUN_ALONE(fresh_memory_is_poisoned);
     RUN_ALONE(copies_stay_on_the_device);
     RUN(streams_wait_for_events);
+    RUN(copies_between_streams_keep_order);
+    RUN(a_cloned_buffer_type_is_the_devices);
+    RUN(pinned_memory_is_host_memory);
     RUN(streams_come_and_go);
     RUN_ALONE(freeing_waits_for_the_queue);
     RUN(the_slow_host_computes_any_graph);

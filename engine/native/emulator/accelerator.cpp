@@ -31,8 +31,12 @@ struct Backend {
 
 Stream & stream(ggml_backend_t backend) { return static_cast<Backend *>(backend->context)->stream; }
 
-const std::shared_ptr<Event> & state(ggml_backend_event_t event) {
-    return *static_cast<std::shared_ptr<Event> *>(event->context);
+Event & state(ggml_backend_event_t event) { return *static_cast<Event *>(event->context); }
+
+ggml_guid_t accelerator_guid() {
+    static ggml_guid guid = {0x6d, 0x6f, 0x65, 0x74, 0x75, 0x6e, 0x65, 0x2d,
+                             0x65, 0x6d, 0x75, 0x2d, 0x64, 0x65, 0x76, 0x30};
+    return &guid;
 }
 
 const char * backend_name(ggml_backend_t) { return Accelerator::name; }
@@ -42,19 +46,58 @@ void free_backend(ggml_backend_t backend) {
     delete backend;
 }
 
+// CUDA ends the program here when a tensor lies in a copy of its buffer type, or anywhere else.
+void require_own_type(ggml_backend_t backend, const ggml_tensor * tensor) {
+    GGML_ASSERT(buffer_of(tensor)->buft == accelerator(backend->device).vram_type() && "unsupported buffer type");
+}
+
 void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * src, size_t offset,
                       size_t size_bytes) {
-    stream(backend).submit({static_cast<char *>(tensor->data) + offset, src, size_bytes, Direction::to_device});
+    require_own_type(backend, tensor);
+    char * to = static_cast<char *>(tensor->data) + offset;
+    stream(backend).submit(Transfer{to, src, size_bytes, Direction::to_device});
 }
 
 void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * dst, size_t offset,
                       size_t size_bytes) {
-    stream(backend).submit({dst, static_cast<const char *>(tensor->data) + offset, size_bytes, Direction::to_host});
+    require_own_type(backend, tensor);
+    const char * from = static_cast<const char *>(tensor->data) + offset;
+    stream(backend).submit(Transfer{dst, from, size_bytes, Direction::to_host});
+}
+
+// On the source's stream; the destination's waits for it. False for what is not between two streams of this device.
+bool cpy_tensor_async(ggml_backend_t src_backend, ggml_backend_t dst_backend, const ggml_tensor * src,
+                      ggml_tensor * dst) {
+    if (!ggml_guid_matches(src_backend->guid, accelerator_guid()) || !is_vram(buffer_of(src)->buft) ||
+        !is_vram(buffer_of(dst)->buft)) {
+        return false;
+    }
+    stream(src_backend).submit(Copy{dst->data, src->data, ggml_nbytes(dst)});
+    if (src_backend != dst_backend) { stream(src_backend).order_before(stream(dst_backend)); }
+    return true;
 }
 
 void synchronize(ggml_backend_t backend) { stream(backend).synchronize(); }
 
-ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) { return stream(backend).submit(*graph); }
+// A kernel that reads memory which its device cannot address ends the program.
+void require_addressable(const ggml_tensor & tensor, const ggml_tensor & node) {
+    const ggml_backend_buffer_t buffer = buffer_of(&tensor);
+    if (buffer != nullptr && is_vram(buffer->buft)) { return; }
+    GGML_ABORT("%s: '%s', which '%s' uses, lies in %s", Accelerator::name, tensor.name, node.name,
+               buffer == nullptr ? "no buffer" : ggml_backend_buffer_name(buffer));
+}
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor & node = *graph->nodes[i];
+        if (!computes(node)) { continue; }
+        require_addressable(node, node);
+        for (const ggml_tensor * source : node.src) {
+            if (source != nullptr) { require_addressable(*source, node); }
+        }
+    }
+    return stream(backend).submit(*graph);
+}
 
 void event_record(ggml_backend_t backend, ggml_backend_event_t event) { stream(backend).record(state(event)); }
 
@@ -66,18 +109,13 @@ void event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
     }
 }
 
-ggml_guid_t accelerator_guid() {
-    static ggml_guid guid = {0x6d, 0x6f, 0x65, 0x74, 0x75, 0x6e, 0x65, 0x2d,
-                             0x65, 0x6d, 0x75, 0x2d, 0x64, 0x65, 0x76, 0x30};
-    return &guid;
-}
-
 ggml_backend_i backend_interface() {
     ggml_backend_i calls{};
     calls.get_name = backend_name;
     calls.free = free_backend;
     calls.set_tensor_async = set_tensor_async;
     calls.get_tensor_async = get_tensor_async;
+    calls.cpy_tensor_async = cpy_tensor_async;
     calls.synchronize = synchronize;
     calls.graph_compute = graph_compute;
     calls.event_record = event_record;
@@ -121,6 +159,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char *) {
 
 ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) { return accelerator(device).vram_type(); }
 
+ggml_backend_buffer_type_t host_buffer_type(ggml_backend_dev_t device) { return accelerator(device).pinned_type(); }
+
 // A CPU-only layout, such as repacked weights, means nothing to another device once it is copied there.
 bool has_private_layout(const ggml_tensor * tensor) {
     if (tensor == nullptr || tensor->buffer == nullptr) { return false; }
@@ -134,7 +174,7 @@ bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
 }
 
 bool supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
-    return type == accelerator(device).vram_type();
+    return is_vram(type) && type->device == device;
 }
 
 // The same rule as CUDA's.
@@ -151,18 +191,17 @@ bool offload_op(ggml_backend_dev_t device, const ggml_tensor * op) {
 }
 
 ggml_backend_event_t event_new(ggml_backend_dev_t device) {
-    auto context = std::make_unique<std::shared_ptr<Event>>(std::make_shared<Event>());
+    auto context = std::make_unique<Event>();
     return new ggml_backend_event{device, context.release()};
 }
 
 void event_free(ggml_backend_dev_t, ggml_backend_event_t event) {
-    delete static_cast<std::shared_ptr<Event> *>(event->context);
+    delete &state(event);
     delete event;
 }
 
 void event_synchronize(ggml_backend_dev_t device, ggml_backend_event_t event) {
-    const std::shared_ptr<Event> shared = state(event);
-    accelerator(device).machine().hold_until(shared->wait(shared->last_recorded()));
+    if (const auto mark = state(event).last()) { accelerator(device).machine().hold_until(mark->wait()); }
 }
 
 ggml_backend_device_i device_interface() {
@@ -174,6 +213,7 @@ ggml_backend_device_i device_interface() {
     calls.get_props = device_props;
     calls.init_backend = init_backend;
     calls.get_buffer_type = device_buffer_type;
+    calls.get_host_buffer_type = host_buffer_type;
     calls.supports_op = supports_op;
     calls.supports_buft = supports_buft;
     calls.offload_op = offload_op;
@@ -208,7 +248,10 @@ std::string describe(const Machine & machine) {
 }  // namespace
 
 Accelerator::Accelerator(Machine & machine, ggml_backend_reg_t reg)
-    : machine_(machine), device_{device_interface(), reg, this}, vram_type_(make_vram_type(&device_, *this)) {}
+    : machine_(machine),
+      device_{device_interface(), reg, this},
+      vram_type_(make_vram_type(&device_, *this)),
+      pinned_type_(make_pinned_type(&device_)) {}
 
 const char * Accelerator::description() {
     std::string now = describe(machine_);

@@ -26,6 +26,7 @@ public:
     Machine & machine() { return machine_; }
     ggml_backend_dev_t device() { return &device_; }
     ggml_backend_buffer_type_t vram_type() { return &vram_type_; }
+    ggml_backend_buffer_type_t pinned_type() { return &pinned_type_; }
 
     // Names the throttles as they are now. What was returned before stays valid.
     const char * description();
@@ -40,6 +41,7 @@ private:
     Machine & machine_;
     ggml_backend_device device_;
     ggml_backend_buffer_type vram_type_;
+    ggml_backend_buffer_type pinned_type_;
     std::mutex mutex_;  // guards what follows
     std::vector<Stream *> streams_;
     std::deque<std::string> descriptions_;

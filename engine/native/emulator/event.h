@@ -2,50 +2,57 @@
 // made before the wait, and an event never recorded has already happened.
 #pragma once
 
-#include <algorithm>
 #include <condition_variable>
-#include <cstdint>
+#include <memory>
 #include <mutex>
+#include <optional>
 
 #include "clock.h"
 
 namespace emu {
 
-class Event {
+// One record of an event: a stream that gets there reaches it, once.
+class Mark {
 public:
-    // A stream takes a ticket when the record is submitted and completes it when it gets there.
-    uint64_t record() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return ++last_recorded_;
-    }
-
-    void complete(uint64_t ticket, Instant at) {
+    void reach(Instant at) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
-            last_completed_ = std::max(last_completed_, ticket);
-            completed_at_ = std::max(completed_at_, at);
+            reached_at_ = at;
         }
-        completed_.notify_all();
+        reached_.notify_all();
     }
 
-    uint64_t last_recorded() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return last_recorded_;
-    }
-
-    // Blocks until the record was reached and returns when, in modelled time.
-    Instant wait(uint64_t ticket) {
+    // Blocks until the mark was reached and returns when, in modelled time.
+    Instant wait() {
         std::unique_lock<std::mutex> lock(mutex_);
-        completed_.wait(lock, [&] { return last_completed_ >= ticket; });
-        return completed_at_;
+        reached_.wait(lock, [&] { return reached_at_.has_value(); });
+        return *reached_at_;
     }
 
 private:
     std::mutex mutex_;
-    std::condition_variable completed_;
-    uint64_t last_recorded_ = 0;
-    uint64_t last_completed_ = 0;
-    Instant completed_at_{};
+    std::condition_variable reached_;
+    std::optional<Instant> reached_at_;
+};
+
+class Event {
+public:
+    // Whoever waits from now on waits for the mark returned.
+    std::shared_ptr<Mark> record() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        last_ = std::make_shared<Mark>();
+        return last_;
+    }
+
+    // Null before the first record.
+    std::shared_ptr<Mark> last() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return last_;
+    }
+
+private:
+    std::mutex mutex_;
+    std::shared_ptr<Mark> last_;
 };
 
 }  // namespace emu

@@ -22,4 +22,9 @@ void carry_now(Machine & machine, const Transfer & transfer) {
     machine.hold_until(carry(machine, Clock::now(), transfer));
 }
 
+Instant duplicate(Machine & machine, Instant ready, const Copy & copy) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    return machine.finish_device_work(machine.device_work(ready, 1, 2 * copy.bytes));
+}
+
 }  // namespace emu

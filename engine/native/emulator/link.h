@@ -1,4 +1,4 @@
-// A transfer over the emulated link: real bytes, modelled time.
+// Bytes on their way, over the emulated link or within the device's memory: real bytes, modelled time.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,12 @@ struct Transfer {
     Direction direction;
 };
 
+struct Copy {
+    void * to;
+    const void * from;
+    size_t bytes;
+};
+
 // How far a thread may run ahead of the modelled clock; it hides the time that sleeping threads need to wake.
 constexpr std::chrono::microseconds run_ahead{80};
 
@@ -23,5 +29,8 @@ Instant carry(Machine & machine, Instant ready, const Transfer & transfer);
 
 // The same for a caller who waits for the end.
 void carry_now(Machine & machine, const Transfer & transfer);
+
+// Copies within the device's memory, which reads and writes every byte, and returns the modelled end.
+Instant duplicate(Machine & machine, Instant ready, const Copy & copy);
 
 }  // namespace emu

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "accelerator.h"
+#include "cpu_backend.h"
 #include "link.h"
 
 namespace emu {
@@ -77,12 +78,9 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void *
 
 // Within the accelerator only; for anything else ggml falls back on set_tensor and get_tensor.
 bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
-    const ggml_backend_buffer_t src_buffer = src->view_src != nullptr ? src->view_src->buffer : src->buffer;
-    if (src_buffer->buft != buffer->buft) { return false; }
+    if (!is_vram(buffer_of(src)->buft)) { return false; }
     Machine & shared = machine(buffer);
-    const Instant began = Clock::now();
-    std::memcpy(dst->data, src->data, ggml_nbytes(src));
-    shared.hold_until(shared.finish_device_work(shared.device_work(began, 1, 2 * ggml_nbytes(src))));
+    shared.hold_until(duplicate(shared, Clock::now(), {dst->data, src->data, ggml_nbytes(src)}));
     return true;
 }
 
@@ -116,23 +114,53 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size_
     return ggml_backend_buffer_init(type, buffer_interface(), allocation.release(), size_bytes);
 }
 
-const char * get_name(ggml_backend_buffer_type_t) { return Accelerator::name; }
+const char * get_vram_name(ggml_backend_buffer_type_t) { return Accelerator::name; }
 
 size_t get_alignment(ggml_backend_buffer_type_t) { return alignment_bytes; }
 
-bool is_host(ggml_backend_buffer_type_t) { return false; }
+bool is_not_host(ggml_backend_buffer_type_t) { return false; }
+
+// ---- pinned host memory: the CPU's under another name, since the modelled link does not tell them apart
+
+ggml_backend_buffer_type_t cpu_type() { return ggml_backend_dev_buffer_type(cpu_device()); }
+
+const char * get_pinned_name(ggml_backend_buffer_type_t) { return "EMU_Host"; }
+
+ggml_backend_buffer_t alloc_pinned(ggml_backend_buffer_type_t type, size_t size_bytes) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(cpu_type(), size_bytes);
+    if (buffer != nullptr) { buffer->buft = type; }
+    return buffer;
+}
+
+size_t get_pinned_alignment(ggml_backend_buffer_type_t) { return ggml_backend_buft_get_alignment(cpu_type()); }
+
+bool is_host(ggml_backend_buffer_type_t) { return true; }
 
 }  // namespace
 
 ggml_backend_buffer_type make_vram_type(ggml_backend_dev_t device, Accelerator & accelerator) {
     ggml_backend_buffer_type type{};
-    type.iface.get_name = get_name;
+    type.iface.get_name = get_vram_name;
     type.iface.alloc_buffer = alloc_buffer;
     type.iface.get_alignment = get_alignment;
-    type.iface.is_host = is_host;
+    type.iface.is_host = is_not_host;
     type.device = device;
     type.context = &accelerator;
     return type;
 }
+
+ggml_backend_buffer_type make_pinned_type(ggml_backend_dev_t device) {
+    ggml_backend_buffer_type type{};
+    type.iface.get_name = get_pinned_name;
+    type.iface.alloc_buffer = alloc_pinned;
+    type.iface.get_alignment = get_pinned_alignment;
+    type.iface.is_host = is_host;
+    type.device = device;
+    return type;
+}
+
+bool is_vram(ggml_backend_buffer_type_t type) { return type->iface.get_name == get_vram_name; }
+
+bool is_pinned(ggml_backend_buffer_type_t type) { return type->iface.get_name == get_pinned_name; }
 
 }  // namespace emu

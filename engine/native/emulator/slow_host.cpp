@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "cpu_backend.h"
+#include "memory.h"
 #include "traffic.h"
 
 namespace emu {
@@ -92,9 +93,14 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t, void * ptr, size_
     return ggml_backend_dev_buffer_from_host_ptr(cpu_device(), ptr, size_bytes, max_tensor_bytes);
 }
 
+// The CPU's own memory, repacked or not, and what is pinned for the accelerator. Taking every host buffer would take the
+// weights of other devices that keep theirs in host memory.
+bool is_plain_host(ggml_backend_buffer_type_t type) {
+    return is_pinned(type) || std::strncmp(ggml_backend_buft_name(type), "CPU", 3) == 0;
+}
+
 bool holds_experts_on_host(const ggml_tensor * weight) {
-    return weight->buffer != nullptr &&
-           std::strncmp(ggml_backend_buft_name(ggml_backend_buffer_get_type(weight->buffer)), "CPU", 3) == 0;
+    return weight->buffer != nullptr && is_plain_host(ggml_backend_buffer_get_type(weight->buffer));
 }
 
 // An activation between two expert products. A CPU without emulation computes it in the same split as they; left out
@@ -131,11 +137,8 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     }
 }
 
-// The scheduler gives an operation to the first backend that takes its weights' buffer type. Taking every host buffer
-// would take the weights of other devices that keep theirs in host memory.
-bool supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
-    return std::strncmp(ggml_backend_buft_name(type), "CPU", 3) == 0;
-}
+// The scheduler gives an operation to the first backend that takes its weights' buffer type.
+bool supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return is_plain_host(type); }
 
 ggml_backend_device_i device_interface() {
     ggml_backend_device_i calls{};

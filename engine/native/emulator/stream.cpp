@@ -33,10 +33,19 @@ ggml_status Stream::submit(const ggml_cgraph & graph) {
     return status_.load();
 }
 
-void Stream::record(const std::shared_ptr<Event> & event) { push({Clock::now(), Record{event, event->record()}}); }
+void Stream::submit(const Copy & copy) { push({Clock::now(), copy}); }
 
-void Stream::wait_for(const std::shared_ptr<Event> & event) {
-    push({Clock::now(), WaitFor{event, event->last_recorded()}});
+void Stream::order_before(Stream & later) {
+    const auto mark = std::make_shared<Mark>();
+    const Instant submitted = Clock::now();
+    push({submitted, Record{mark}});
+    later.push({submitted, WaitFor{mark}});
+}
+
+void Stream::record(Event & event) { push({Clock::now(), Record{event.record()}}); }
+
+void Stream::wait_for(Event & event) {
+    if (const auto mark = event.last()) { push({Clock::now(), WaitFor{mark}}); }
 }
 
 void Stream::synchronize() {
@@ -90,6 +99,8 @@ void Stream::run() {
 
 Instant Stream::execute(Transfer & transfer, Instant ready) { return carry(machine_, ready, transfer); }
 
+Instant Stream::execute(Copy & copy, Instant ready) { return duplicate(machine_, ready, copy); }
+
 Instant Stream::execute(Launch & launch, Instant ready) {
     Traffic traffic{};
     const ggml_status status = compute_counting(cpu_, launch.graph->graph(), traffic);
@@ -99,10 +110,10 @@ Instant Stream::execute(Launch & launch, Instant ready) {
 
 Instant Stream::execute(Record & record, Instant ready) {
     doze_until(ready - run_ahead);
-    record.event->complete(record.ticket, ready);
+    record.mark->reach(ready);
     return ready;
 }
 
-Instant Stream::execute(WaitFor & wait, Instant ready) { return std::max(ready, wait.event->wait(wait.ticket)); }
+Instant Stream::execute(WaitFor & wait, Instant ready) { return std::max(ready, wait.mark->wait()); }
 
 }  // namespace emu

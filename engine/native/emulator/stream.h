@@ -33,8 +33,14 @@ public:
     // later submission report the failure.
     ggml_status submit(const ggml_cgraph & graph);
 
-    void record(const std::shared_ptr<Event> & event);
-    void wait_for(const std::shared_ptr<Event> & event);
+    // Between two places of the device's memory.
+    void submit(const Copy & copy);
+
+    // What is submitted to `later` from now on waits for everything submitted here so far.
+    void order_before(Stream & later);
+
+    void record(Event & event);
+    void wait_for(Event & event);
 
     // Waits for everything submitted so far, in modelled time too.
     void synchronize();
@@ -44,22 +50,21 @@ private:
         std::unique_ptr<FrozenGraph> graph;
     };
     struct Record {
-        std::shared_ptr<Event> event;
-        uint64_t ticket;
+        std::shared_ptr<Mark> mark;
     };
     struct WaitFor {
-        std::shared_ptr<Event> event;
-        uint64_t ticket;
+        std::shared_ptr<Mark> mark;
     };
     struct Command {
         Instant submitted;
-        std::variant<Transfer, Launch, Record, WaitFor> work;
+        std::variant<Transfer, Copy, Launch, Record, WaitFor> work;
     };
 
     void push(Command command);
     void run();
     // Each carries one command out and returns its modelled end; `ready` is when it could begin.
     Instant execute(Transfer & transfer, Instant ready);
+    Instant execute(Copy & copy, Instant ready);
     Instant execute(Launch & launch, Instant ready);
     Instant execute(Record & record, Instant ready);
     Instant execute(WaitFor & wait, Instant ready);

@@ -7,17 +7,6 @@ namespace emu {
 
 namespace {
 
-bool computes(const ggml_tensor & node) {
-    switch (node.op) {
-        case GGML_OP_NONE:
-        case GGML_OP_VIEW:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE: return false;
-        default: return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
-    }
-}
-
 // Ids outside [0, n_experts) mean "no expert" and touch nothing.
 size_t count_distinct(const ggml_tensor & ids, int64_t n_experts) {
     std::vector<bool> seen(static_cast<size_t>(n_experts), false);
@@ -53,6 +42,17 @@ size_t node_bytes(const ggml_tensor & node, size_t expert_bytes) {
 }
 
 }  // namespace
+
+bool computes(const ggml_tensor & node) {
+    switch (node.op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE: return false;
+        default: return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
+    }
+}
 
 ggml_status compute_counting(CpuBackend & cpu, ggml_cgraph & graph, Traffic & traffic) {
     const ggml_tensor * counted_ids = nullptr;

@@ -9,6 +9,9 @@
 
 namespace emu {
 
+// False for nodes that only describe memory.
+bool computes(const ggml_tensor & node);
+
 struct Traffic {
     uint64_t launches;    // nodes that compute something
     size_t bytes;         // of weights and activations; of an expert product only the experts that were routed to
