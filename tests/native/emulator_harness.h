@@ -75,6 +75,10 @@ inline emu_counter_values counters() {
     return values;
 }
 
+inline void set(const char * key, const char * value) {
+    require(emu_set(key, value) == EMU_OK, std::string("setting ") + key);
+}
+
 // ---- a routed FFN, the graph this machine exists for
 
 constexpr int64_t n_embd = 64, n_ff = 96, n_expert = 8, n_used = 2;

@@ -321,6 +321,72 @@ void the_slow_host_computes_any_graph(Reference & reference) {
     }
 }
 
+// ---- what can go wrong with a real device
+
+void another_program_takes_memory() {
+    ggml_backend_dev_t device = ggml_backend_dev_by_name("EMU0");
+    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device);
+    const Buffer held(ggml_backend_buft_alloc_buffer(type, 4 << 20));
+    size_t free_bytes = 0, total_bytes = 0;
+    set("EMU_VRAM_STOLEN_MIB", "7");
+    ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+    require(total_bytes - free_bytes == 11 << 20, "ours and theirs are gone");
+    require(Buffer(ggml_backend_buft_alloc_buffer(type, free_bytes + 1)) == nullptr, "no more than what is left");
+    set("EMU_VRAM_STOLEN_MIB", "1000");
+    ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+    require(free_bytes == 0, "nothing is left, not less than nothing");
+    ggml_backend_buffer_clear(held.get(), 1);
+    set("EMU_VRAM_STOLEN_MIB", "0");
+}
+
+void allocations_are_refused_now_and_then() {
+    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(ggml_backend_dev_by_name("EMU0"));
+    set("EMU_REFUSE_ALLOC_EVERY", "3");
+    const uint64_t before = counters().refused_allocations;
+    int refused = 0;
+    for (int i = 0; i < 9; ++i) { refused += Buffer(ggml_backend_buft_alloc_buffer(type, 4096)) == nullptr ? 1 : 0; }
+    require(refused == 3 && counters().refused_allocations - before == 3, "each third");
+    set("EMU_REFUSE_ALLOC_EVERY", "0");
+}
+
+void a_failed_graph_leaves_the_queue_usable(Reference & reference) {
+    const Backend emu = backend_named("EMU0");
+    const RoutedFfn ffn(emu.get());
+    const Activations io(emu.get(), 1);
+    const FfnGraph graph(emu.get(), ffn, io);
+    const auto ids = routed_ids(1, 1);
+    ggml_backend_tensor_set(io.ids, ids.data(), 0, ggml_nbytes(io.ids));
+    set("EMU_FAIL_GRAPH_EVERY", "2");
+    int failed = 0;
+    for (int i = 0; i < 4; ++i) {
+        failed += ggml_backend_graph_compute(emu.get(), graph.graph) == GGML_STATUS_FAILED ? 1 : 0;
+    }
+    set("EMU_FAIL_GRAPH_EVERY", "0");
+    require(failed == 2 && counters().failed_graphs == 2, "each second");
+    require(same_bits(run_ffn(emu.get(), ffn, 2, 3), reference(2, 3)), "right again");
+}
+
+// For good, so it comes last.
+void a_lost_device_answers_nothing() {
+    const Backend emu = backend_named("EMU0");
+    const RoutedFfn ffn(emu.get());
+    const Activations io(emu.get(), 1);
+    const FfnGraph graph(emu.get(), ffn, io);
+    const auto ids = routed_ids(1, 1);
+    ggml_backend_tensor_set(io.ids, ids.data(), 0, ggml_nbytes(io.ids));
+    set("EMU_LOST_AFTER_GRAPHS", "1");
+    require(ggml_backend_graph_compute(emu.get(), graph.graph) == GGML_STATUS_SUCCESS, "the last one it computes");
+    const uint64_t moved = counters().d2h_bytes;
+    require(ggml_backend_graph_compute(emu.get(), graph.graph) == GGML_STATUS_FAILED, "gone");
+    std::vector<int32_t> read(n_used, 0);
+    ggml_backend_tensor_get_async(emu.get(), io.ids, read.data(), 0, ggml_nbytes(io.ids));
+    ggml_backend_synchronize(emu.get());
+    require(read != ids && counters().d2h_bytes == moved, "nothing is read from it");
+    set("EMU_LOST_AFTER_GRAPHS", "0");
+    require(ggml_backend_graph_compute(emu.get(), graph.graph) == GGML_STATUS_FAILED, "it does not come back");
+    require(Buffer(ggml_backend_alloc_buffer(emu.get(), 4096)) == nullptr, "no memory");
+}
+
 }  // namespace
 
 int main() {
@@ -342,6 +408,10 @@ int main() {
     RUN(streams_come_and_go);
     RUN_ALONE(freeing_waits_for_the_queue);
     RUN(the_slow_host_computes_any_graph);
+    RUN_ALONE(another_program_takes_memory);
+    RUN_ALONE(allocations_are_refused_now_and_then);
+    RUN(a_failed_graph_leaves_the_queue_usable);
+    RUN_ALONE(a_lost_device_answers_nothing);
 #undef RUN
 #undef RUN_ALONE
     std::printf("all scenarios passed\n");

@@ -12,10 +12,6 @@ double seconds_since(std::chrono::steady_clock::time_point began) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
-void set(const char * key, const char * value) {
-    require(emu_set(key, value) == EMU_OK, std::string("setting ") + key);
-}
-
 // The best of many runs meets the model; no run beats it. Other programs may make any single run late.
 void takes(const char * what, double modelled_seconds, const std::function<void()> & work) {
     double best = 1e9;
@@ -90,6 +86,41 @@ void throttles_take_the_time_they_model() {
     require(emu_set("EMU_LINK_GBPS", "fast") == EMU_BAD_VALUE, "nonsense is refused");
 }
 
+// A token's few bytes queue up behind an expert's many; alone, nobody stands in line.
+void standing_in_line_is_counted() {
+    const Backend one = backend_named("EMU0");
+    const Backend other = backend_named("EMU0");
+    const Context context = new_context();
+    ggml_tensor * large = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, 1 << 20);
+    ggml_tensor * small = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, 1 << 10);
+    const Buffer buffer(ggml_backend_alloc_ctx_tensors(context.get(), one.get()));
+    const Bytes host(1 << 20);
+    set("EMU_LINK_GBPS", "0.25");
+    const emu_counter_values alone = counters();
+    for (int i = 0; i < 4; ++i) { ggml_backend_tensor_set_async(one.get(), large, host.data(), 0, 1 << 18); }
+    ggml_backend_synchronize(one.get());
+    ggml_backend_tensor_set(small, host.data(), 0, 1 << 10);
+    require(counters().queue_link_wait_ns == alone.queue_link_wait_ns, "a queue does not wait for itself");
+    require(counters().caller_link_wait_ns == alone.caller_link_wait_ns, "nobody before this caller");
+
+    const uint64_t transfer_ns = 8'000 + (1 << 20) * 4;
+    ggml_backend_tensor_set_async(one.get(), large, host.data(), 0, 1 << 20);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ggml_backend_tensor_set_async(other.get(), small, host.data(), 0, 1 << 10);
+    ggml_backend_synchronize(other.get());
+    const uint64_t queue_ns = counters().queue_link_wait_ns - alone.queue_link_wait_ns;
+    std::printf("a queue waited %.2f ms for the other's %.2f ms\n", queue_ns * 1e-6, transfer_ns * 1e-6);
+    require(queue_ns > 0 && queue_ns < transfer_ns, "the rest of the other queue's transfer");
+
+    std::thread busy([&] { ggml_backend_tensor_set(large, host.data(), 0, 1 << 20); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ggml_backend_tensor_set(small, host.data(), 0, 1 << 10);
+    busy.join();
+    const uint64_t caller_ns = counters().caller_link_wait_ns - alone.caller_link_wait_ns;
+    require(caller_ns > 0 && caller_ns < transfer_ns, "the rest of the other caller's transfer");
+    set("EMU_LINK_GBPS", "0");
+}
+
 // Decoding submits dozens of small graphs a token.
 void submitting_is_cheap() {
     const Backend emu = backend_named("EMU0");
@@ -116,6 +147,7 @@ void submitting_is_cheap() {
 int main() {
     register_emulator();
     run("throttles_take_the_time_they_model", throttles_take_the_time_they_model);
+    run("standing_in_line_is_counted", standing_in_line_is_counted);
     run("submitting_is_cheap", submitting_is_cheap);
     return 0;
 }

@@ -96,6 +96,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
             if (source != nullptr) { require_addressable(*source, node); }
         }
     }
+    if (!accelerator(backend->device).machine().admit_graph()) { return GGML_STATUS_FAILED; }
     return stream(backend).submit(*graph);
 }
 
@@ -235,10 +236,10 @@ std::string describe(const Machine & machine) {
     std::ostringstream text;
     text.precision(4);
     text << "emulated accelerator (";
-    print_gbps(text, machine.throttle(Throttle::device_gbps), "device, ");
-    print_gbps(text, machine.throttle(Throttle::link_gbps), "link, ");
-    text << machine.throttle(Throttle::link_latency_us) << " us transfer, ";
-    text << machine.throttle(Throttle::launch_us) << " us launch";
+    print_gbps(text, machine.dial(Dial::device_gbps), "device, ");
+    print_gbps(text, machine.dial(Dial::link_gbps), "link, ");
+    text << machine.dial(Dial::link_latency_us) << " us transfer, ";
+    text << machine.dial(Dial::launch_us) << " us launch";
     // Everything that makes it another machine is in here: the description is part of the machine's fingerprint.
     if (machine.settings().threads != 1) { text << ", " << machine.settings().threads << " threads"; }
     text << ")";

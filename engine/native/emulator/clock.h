@@ -25,11 +25,17 @@ void doze_until(Instant deadline);
 // One resource that serves one user at a time, in the order of the requests.
 class Timeline {
 public:
-    // The modelled end of `busy` units of service that cannot begin before `ready`.
-    Instant reserve(Instant ready, Span busy) {
+    struct Service {
+        Instant begin;
+        Instant end;
+    };
+
+    // `busy` units of service that cannot begin before `ready`.
+    Service reserve(Instant ready, Span busy) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        free_at_ = std::max(ready, free_at_) + busy;
-        return free_at_;
+        const Instant begin = std::max(ready, free_at_);
+        free_at_ = begin + busy;
+        return {begin, free_at_};
     }
 
 private:

@@ -25,7 +25,7 @@ constexpr std::chrono::microseconds run_ahead{80};
 
 // Moves the bytes and returns the modelled end of the transfer, which could begin at `ready`. The bytes are read and
 // written near that end, not at once, so that a caller who forgets to synchronise is punished as on a real link.
-Instant carry(Machine & machine, Instant ready, const Transfer & transfer);
+Instant carry(Machine & machine, Instant ready, const Transfer & transfer, Asker asker = Asker::queue);
 
 // The same for a caller who waits for the end.
 void carry_now(Machine & machine, const Transfer & transfer);

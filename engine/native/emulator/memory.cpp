@@ -16,8 +16,6 @@ namespace emu {
 namespace {
 
 constexpr size_t alignment_bytes = 128;
-// Fresh memory is full of NaNs: whoever reads what nobody wrote shall notice.
-constexpr uint8_t poison = 0xFF;
 
 struct FreeBytes {
     void operator()(char * bytes) const { std::free(bytes); }

@@ -1,11 +1,16 @@
 // The accelerator's own memory, a fixed number of bytes that the host cannot address, and host memory pinned for it.
 #pragma once
 
+#include <cstdint>
+
 #include "../ggml_abi.h"
 
 namespace emu {
 
 class Accelerator;
+
+// Fresh memory is full of NaNs: whoever reads what nobody wrote shall notice.
+constexpr uint8_t poison = 0xFF;
 
 // `device` is the accelerator's ggml device. Allocations beyond the machine's memory return null, as on a full card.
 ggml_backend_buffer_type make_vram_type(ggml_backend_dev_t device, Accelerator & accelerator);

@@ -116,10 +116,10 @@ EMU_EXPORT ggml_backend_reg_t ggml_backend_init() {
 int emu_set(const char * key, const char * value) {
     emu::Registered * registered = emu::registration().find();
     if (registered == nullptr) { return EMU_NOT_REGISTERED; }
-    const auto throttle = emu::throttle_named(key);
-    if (!throttle) { return EMU_UNKNOWN_KEY; }
+    const auto dial = emu::dial_named(key);
+    if (!dial) { return EMU_UNKNOWN_KEY; }
     try {
-        registered->machine.set_throttle(*throttle, emu::parse_throttle(*throttle, value));
+        registered->machine.set_dial(*dial, emu::parse_dial(*dial, value));
     } catch (const std::exception &) { return EMU_BAD_VALUE; }
     return EMU_OK;
 }

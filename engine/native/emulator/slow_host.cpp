@@ -156,7 +156,7 @@ ggml_backend_device_i device_interface() {
 }
 
 std::string describe(const Machine & machine) {
-    const double gbps = machine.throttle(Throttle::host_gbps);
+    const double gbps = machine.dial(Dial::host_gbps);
     if (gbps <= 0) { return "emulated slow host (unthrottled)"; }
     std::ostringstream text;
     text.precision(4);
