@@ -58,7 +58,9 @@ def test_encoder_yields_finite_embeddings(tmp_path: Path) -> None:
         assert embeddings.std(axis=0).mean() > 0.1
 
 
-@pytest.mark.parametrize("arch", ["qwen3moe", "deepseek2", "gpt-oss", "gemma4", "llama4", "nemotron_h_moe"])
+@pytest.mark.parametrize(
+    "arch", ["qwen3moe", "deepseek2", "gpt-oss", "gemma4", "llama4", "nemotron_h_moe", "deepseek4", "kimi-k3"]
+)
 def test_a_wrong_expert_changes_the_logits(arch: str, tmp_path: Path) -> None:
     """Experts say different things and are heard: rotating one layer's experts is visible."""
     path = tmp_path / "m.gguf"
@@ -74,7 +76,7 @@ def test_a_wrong_expert_changes_the_logits(arch: str, tmp_path: Path) -> None:
     assert np.abs(before - after).mean() > 0.2
 
 
-@pytest.mark.parametrize("arch", ["deepseek2", "gemma4", "qwen35moe", "qwen3next"])
+@pytest.mark.parametrize("arch", ["cohere2moe", "deepseek2", "gemma4", "qwen35moe", "qwen3next"])
 def test_fused_gate_and_up_load_as_one_tensor(arch: str, tmp_path: Path) -> None:
     """The fused layout replaces both tensors and decodes."""
     write_synthetic(tmp_path / "m.gguf", replace(small(arch), fused_gate_up=True))
@@ -89,6 +91,7 @@ def test_latent_experts_and_expert_scales_load(tmp_path: Path) -> None:
     """The two options that add tensors are read by llama.cpp: they change what it computes."""
     for name, plain, other in (
         ("latent", small("nemotron_h_moe"), replace(small("nemotron_h_moe"), latent=64)),
+        ("narrow", small("kimi-k3"), replace(small("kimi-k3"), latent=64)),
         ("scales", SMALL, replace(SMALL, expert_scales=True)),
     ):
         logits = []
@@ -112,12 +115,14 @@ def test_storage_types_have_the_asked_moments(quant: str) -> None:
 
 @pytest.mark.parametrize("quant", STORAGE_TYPES)
 def test_storage_types_decode(quant: str, tmp_path: Path) -> None:
-    """llama.cpp computes with each type, with another one for the down projection."""
-    spec = replace(SMALL, layers=2, embd=256, ff=256, quant=quant, quant_down="Q6_K", quant_dense="Q8_0")
+    """llama.cpp computes with each type, with others for the down projection and for every second layer."""
+    mixed = {"quant": quant, "quant_down": "Q6_K", "quant_odd": "IQ4_NL", "quant_dense": "Q8_0"}
+    spec = replace(SMALL, layers=2, embd=256, ff=256, **mixed)
     write_synthetic(tmp_path / "m.gguf", spec)
     types = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "m.gguf").tensors}
     assert types["blk.0.ffn_up_exps.weight"] == quant
     assert types["blk.0.ffn_down_exps.weight"] == "Q6_K"
+    assert types["blk.1.ffn_up_exps.weight"] == types["blk.1.ffn_down_exps.weight"] == "IQ4_NL"
     with StockModel(tmp_path / "m.gguf", context=128) as model:
         assert np.isfinite(model.decode(TOKENS).logits).all()
 

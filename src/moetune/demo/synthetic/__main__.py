@@ -21,6 +21,7 @@ _HELP = {
     "context": "context length written into the file",
     "quant": "storage of the routed experts: " + ", ".join(STORAGE_TYPES),
     "quant_down": "storage of their down projection, if another",
+    "quant_odd": "storage of the routed experts of every second layer, if another",
     "quant_dense": "storage of every other matrix",
     "skew": "how uneven expert popularity is: 0 flat, 0.9 like trained models, 4 extreme",
     "drift": "0 to 1: how far popularity depends on a token's topic (id * topics // vocab)",

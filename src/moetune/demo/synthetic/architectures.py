@@ -15,7 +15,8 @@ from moetune.demo.synthetic.special import (
     build_nomic_bert_moe,
     build_qwen3next,
 )
-from moetune.demo.synthetic.transformers import TRANSFORMERS, build_step35, build_transformer
+from moetune.demo.synthetic.streams import build_deepseek4, build_kimi_k3
+from moetune.demo.synthetic.transformers import TRANSFORMERS, build_maple, build_step35, build_transformer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(_row("llama"), dense=True),
     "qwen3": Architecture(_row("qwen3"), dense=True, routed=False),
     "step35": Architecture(build_step35),
+    "maple": Architecture(build_maple),
+    "cohere2moe": Architecture(_row("cohere2moe"), fused=True),
+    "kimi-k3": Architecture(build_kimi_k3, latent=True),
+    "deepseek4": Architecture(build_deepseek4),
     "deepseek2": Architecture(build_deepseek2, fused=True),
     "grovemoe": Architecture(build_grovemoe),
     "gemma4": Architecture(build_gemma4, fused=True),

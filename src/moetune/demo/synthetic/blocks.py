@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 _IQ4_NL_CODES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
 _MXFP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float64)
+# What the bytes 0 to 126 mean as unsigned floats of 4 and 3 bits, halved because the codes are doubled.
+_UE4M3 = np.array(
+    [(m / 8 if e == 0 else 1 + m / 8) * 2.0 ** (max(e, 1) - 8) for e in range(16) for m in range(8)][:127]
+)
 _UNIFORM_4_BIT_STD = math.sqrt((16**2 - 1) / 12)
 _UNIFORM_6_BIT_STD = math.sqrt((64**2 - 1) / 12)
 _UNIFORM_BYTE_STD = math.sqrt((255**2 - 1) / 12)
@@ -62,6 +66,15 @@ def _mxfp4(rng: np.random.Generator, blocks: int, std: float) -> NDArray[np.uint
     return np.hstack([exponent.astype(np.uint8), _random_bytes(rng, blocks, 16)])
 
 
+def _nvfp4(rng: np.random.Generator, blocks: int, std: float) -> NDArray[np.uint8]:
+    # Scales of 16 values each are 8-bit floats; a fraction takes the next larger one to hit the variance between.
+    ratio = std / math.sqrt(float((_MXFP4_CODES**2).mean()))
+    low = int(np.searchsorted(_UE4M3, ratio, side="right")) - 1
+    upper_share = (ratio**2 - _UE4M3[low] ** 2) / (_UE4M3[low + 1] ** 2 - _UE4M3[low] ** 2)
+    scales = (rng.random((blocks, 4)) < upper_share) + low
+    return np.hstack([scales.astype(np.uint8), _random_bytes(rng, blocks, 32)])
+
+
 def _q4_k(rng: np.random.Generator, blocks: int, std: float) -> NDArray[np.uint8]:
     scale = rng.integers(_SCALE_LOW, _SCALE_HIGH + 1, (blocks, 8), np.uint8)
     # A minimum equal to the scale, in units of 7.5 d, centres the codes 0 to 15.
@@ -78,4 +91,5 @@ def _q6_k(rng: np.random.Generator, blocks: int, std: float) -> NDArray[np.uint8
     return np.hstack([_random_bytes(rng, blocks, 192), scale, _half(d, blocks)])
 
 
-_BLOCK_MAKERS = {"Q8_0": _q8_0, "Q4_0": _q4_0, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4, "Q4_K": _q4_k, "Q6_K": _q6_k}
+_BLOCK_MAKERS = {"Q8_0": _q8_0, "Q4_0": _q4_0, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4, "NVFP4": _nvfp4}
+_BLOCK_MAKERS |= {"Q4_K": _q4_k, "Q6_K": _q6_k}

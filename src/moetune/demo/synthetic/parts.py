@@ -98,12 +98,12 @@ def routed_ffn(plan: ModelPlan, layer: int, variant: Routed) -> None:
     gain = ROUTED_GAIN * math.sqrt(spec.used) * variant.loudness
     plan.router(layer)
     if variant.fused:
-        plan.experts(f"{block}.ffn_gate_up_exps", 2 * spec.ff, width, 1.0, spec.quant)
+        plan.experts(f"{block}.ffn_gate_up_exps", 2 * spec.ff, width, 1.0, spec.expert_quant(layer))
     else:
         if variant.gated:
-            plan.experts(f"{block}.ffn_gate_exps", spec.ff, width, 1.0, spec.quant)
-        plan.experts(f"{block}.ffn_up_exps", spec.ff, width, 1.0, spec.quant)
-    plan.experts(f"{block}.ffn_down_exps", width, spec.ff, gain, spec.down_quant)
+            plan.experts(f"{block}.ffn_gate_exps", spec.ff, width, 1.0, spec.expert_quant(layer))
+        plan.experts(f"{block}.ffn_up_exps", spec.ff, width, 1.0, spec.expert_quant(layer))
+    plan.experts(f"{block}.ffn_down_exps", width, spec.ff, gain, spec.down_quant(layer))
     if variant.biases:
         plan.constant(f"{block}.ffn_gate_inp.bias", spec.experts, 0.0, spread=0.1)
         plan.constant(f"{block}.ffn_gate_exps.bias", (spec.experts, spec.ff), 0.0, spread=0.2)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-STORAGE_TYPES = ("F32", "F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4")
+STORAGE_TYPES = ("F32", "F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4", "NVFP4")
 HEAD_DIM = 64
 BYTE_TOKENS = 256
 CONTROL_TOKENS = 2
@@ -17,8 +17,8 @@ class SyntheticSpec:
     ``skew`` is how uneven expert popularity is: 0 is flat, 0.9 resembles trained models, 4 is extreme.
     ``drift`` (0 to 1) moves that popularity from one ranking for all tokens to a ranking for each topic, where the
     topic of a token is ``id * topics // vocab``. ``experts=0`` makes a dense model; ``used`` is then ignored.
-    ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs, ``quant_dense`` every
-    other matrix. ``latent`` > 0 narrows the experts' input and output where the architecture can (nemotron_h_moe).
+    ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs, ``quant_odd`` all of them
+    in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0 narrows the experts' input and output where the architecture can (nemotron_h_moe).
     Raises ValueError, naming the field, when the sizes do not fit together.
     """
 
@@ -33,6 +33,7 @@ class SyntheticSpec:
     context: int = 4096
     quant: str = "Q4_0"
     quant_down: str | None = None
+    quant_odd: str | None = None
     quant_dense: str = "F16"
     skew: float = 0.9
     drift: float = 0.0
@@ -44,8 +45,8 @@ class SyntheticSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("quant", "down_quant", "quant_dense"):
-            if getattr(self, field) not in STORAGE_TYPES:
+        for field in ("quant", "quant_down", "quant_odd", "quant_dense"):
+            if getattr(self, field) not in (*STORAGE_TYPES, None):
                 raise ValueError(f"{field}: {getattr(self, field)!r} is not one of {', '.join(STORAGE_TYPES)}")
         for field in ("layers", "embd", "ff", "kv_heads", "context", "topics", "split"):
             if getattr(self, field) < 1:
@@ -60,9 +61,10 @@ class SyntheticSpec:
             raise ValueError("topics: must be fewer than embd")
         if self.skew < 0 or not 0 <= self.drift <= 1:
             raise ValueError("skew, drift: skew must not be negative and drift must lie between 0 and 1")
-        self._check_row("embd", self.embd, self.quant)
-        self._check_row("ff", self.ff, self.down_quant)
-        self._check_row("latent", self.latent, self.quant)
+        for layer in (0, 1):
+            self._check_row("embd", self.embd, self.expert_quant(layer))
+            self._check_row("ff", self.ff, self.down_quant(layer))
+            self._check_row("latent", self.latent, self.expert_quant(layer))
 
     def _check_row(self, field: str, width: int, quant: str) -> None:
         block = GGML_QUANT_SIZES[GGMLQuantizationType[quant]][0]
@@ -74,9 +76,13 @@ class SyntheticSpec:
         """Query heads; the head dimension is fixed."""
         return self.embd // HEAD_DIM
 
-    @property
-    def down_quant(self) -> str:
-        return self.quant_down or self.quant
+    def expert_quant(self, layer: int) -> str:
+        """Storage of the gate and up projections of one layer's experts."""
+        return (self.quant_odd if layer % 2 else None) or self.quant
+
+    def down_quant(self, layer: int) -> str:
+        """Storage of their down projections."""
+        return (self.quant_odd if layer % 2 else None) or self.quant_down or self.quant
 
     @property
     def dense_ff(self) -> int:

@@ -1,6 +1,6 @@
 """Architectures that are attention plus a routed FFN, told apart by a row of choices."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moetune.demo.synthetic.parts import (
     Attention,
@@ -26,7 +26,7 @@ class Transformer:
     """One row. ``shared``: "none", "plain", or "gated" (behind a sigmoid of its own).
 
     ``expert_width_key`` false: the architecture reads the experts' width from the dense key.
-    ``ffn_norm`` names the norm before the FFN.
+    ``ffn_norm`` names the norm before the FFN, if it has one of its own.
     """
 
     attention: Attention = _PLAIN
@@ -89,6 +89,21 @@ TRANSFORMERS: dict[str, Transformer] = {
         ffn_norm="post_attention_norm",
         metadata={"attention.sliding_window": 128},
     ),
+    "maple": Transformer(
+        _HEAD_NORM,
+        metadata={"attention.sliding_window": 128},
+    ),
+    # The router reads the layer's input, before any norm.
+    "smallthinker": Transformer(metadata={"expert_gating_func": SIGMOID}),
+    # Attention and FFN read the same norm.
+    "cohere2moe": Transformer(
+        _PLAIN,
+        Routed(),
+        shared="plain",
+        leading_dense=1,
+        ffn_norm="",
+        metadata={**_SIGMOID_KEYS, "attention.sliding_window": 128, "logit_scale": 1.0},
+    ),
     "step35": Transformer(
         _HEAD_NORM,
         Routed(selection_bias=True),
@@ -116,15 +131,26 @@ def build_transformer(plan: ModelPlan, row: Transformer) -> None:
     for layer in range(spec.layers):
         plan.norm(f"blk.{layer}.attn_norm")
         attention_layer(plan, layer, row.attention)
-        plan.norm(f"blk.{layer}.{row.ffn_norm}")
+        if row.ffn_norm:
+            plan.norm(f"blk.{layer}.{row.ffn_norm}")
         if dense or layer < leading_dense:
             dense_ffn(plan, layer, spec.dense_ff)
             continue
-        routed_ffn(plan, layer, row.routed)
+        routed_ffn(plan, layer, replace(row.routed, fused=spec.fused_gate_up))
         if row.shared != "none":
             shared_ffn(plan, layer, spec.ff)
         if row.shared == "gated":
             plan.constant(f"blk.{layer}.ffn_gate_inp_shexp.weight", spec.embd, 0.0, spread=0.05)
+
+
+def build_maple(plan: ModelPlan) -> None:
+    """Clamped SwiGLU as one operation, sliding windows in every second layer."""
+    layers = plan.spec.layers
+    build_transformer(plan, TRANSFORMERS["maple"])
+    plan.set(
+        swiglu_clamp_exp=[0.8] * layers,
+        attention__sliding_window_pattern=[layer % 2 == 0 for layer in range(layers)],
+    )
 
 
 def build_step35(plan: ModelPlan) -> None:

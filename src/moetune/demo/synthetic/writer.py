@@ -10,7 +10,7 @@ from moetune.demo.synthetic.plan import ModelPlan, TensorPlan, Value
 from moetune.demo.synthetic.spec import SyntheticSpec
 from moetune.demo.synthetic.vocabulary import add_tokenizer
 
-_FLOATS: dict[str, type[np.floating]] = {"F32": np.float32, "F16": np.float16}
+_PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "I32": np.int32}
 
 
 def write_synthetic(path: Path | str, spec: SyntheticSpec) -> list[Path]:
@@ -55,9 +55,9 @@ def _starts_file(number: int, tensors: int, files: int) -> bool:
 
 
 def _announce(writer: GGUFWriter, tensor: TensorPlan) -> None:
-    # The writer takes float tensors by dtype and block types by name; both with the shape in elements.
-    dtype = np.dtype(_FLOATS.get(tensor.quant, np.float32))
-    raw = None if tensor.quant in _FLOATS else GGMLQuantizationType[tensor.quant]
+    # The writer takes plain tensors by dtype and block types by name; both with the shape in elements.
+    dtype = np.dtype(_PLAIN.get(tensor.quant, np.float32))
+    raw = None if tensor.quant in _PLAIN else GGMLQuantizationType[tensor.quant]
     writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.bytes, raw_dtype=raw)
 
 
