@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 _IQ4_NL_CODES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
 _MXFP4_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float64)
 # What the bytes 0 to 126 mean as unsigned floats of 4 and 3 bits, halved because the codes are doubled.
-_UE4M3 = np.array(
-    [(m / 8 if e == 0 else 1 + m / 8) * 2.0 ** (max(e, 1) - 8) for e in range(16) for m in range(8)][:127]
-)
+_UE4M3 = np.array([(b % 8 / 8 + (b >= 8)) * 2.0 ** (max(b // 8, 1) - 8) for b in range(127)])
 _UNIFORM_4_BIT_STD = math.sqrt((16**2 - 1) / 12)
 _UNIFORM_6_BIT_STD = math.sqrt((64**2 - 1) / 12)
 _UNIFORM_BYTE_STD = math.sqrt((255**2 - 1) / 12)

@@ -18,7 +18,8 @@ class SyntheticSpec:
     ``drift`` (0 to 1) moves that popularity from one ranking for all tokens to a ranking for each topic, where the
     topic of a token is ``id * topics // vocab``. ``experts=0`` makes a dense model; ``used`` is then ignored.
     ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs, ``quant_odd`` all of them
-    in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0 narrows the experts' input and output where the architecture can (nemotron_h_moe).
+    in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0 narrows the experts' input
+    and output where the architecture can (nemotron_h_moe, kimi-k3).
     Raises ValueError, naming the field, when the sizes do not fit together.
     """
 
