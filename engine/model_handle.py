@@ -74,8 +74,11 @@ class ModelHandle:
             llama.llama_model_free(self._model)
             self._model = None
 
-    def open_context(self, config: EngineConfig) -> None:
-        """Replace the context by one with this configuration's size, types and threads. Raises EngineFailure."""
+    def open_context(self, config: EngineConfig, observer: object = None) -> None:
+        """Replace the context by one with this configuration's size, types and threads. Raises EngineFailure.
+
+        observer: llama.cpp's `cb_eval`, as ctypes callback; it must live as long as the context.
+        """
         self.close_context()
         params = llama.llama_context_default_params()
         params.n_ctx = config.n_ctx
@@ -84,6 +87,8 @@ class ModelHandle:
         params.type_k, params.type_v = _GGML_TYPE[config.type_k], _GGML_TYPE[config.type_v]
         params.n_threads = params.n_threads_batch = config.n_threads
         params.offload_kqv = config.gpu_layers > 0
+        if observer is not None:
+            params.cb_eval = observer
         self._log.clear()
         context = llama.llama_init_from_model(self._model, params)
         if not context:
@@ -111,13 +116,19 @@ class ModelHandle:
         """Drop the KV cache from `position` on; False when this model's memory cannot be cut (recurrent layers)."""
         return bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure."""
+    def decode(self, tokens: Sequence[int], *, every_output: bool = False) -> None:
+        """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure.
+
+        every_output: logits for all of them; without that the last layer's FFN sees only the last token.
+        """
         for start in range(0, len(tokens), self._n_batch):
             chunk = tokens[start : start + self._n_batch]
             array = (llama.llama_token * len(chunk))(*chunk)
+            batch = llama.llama_batch_get_one(array, len(chunk))
+            if every_output:
+                batch.logits = (ctypes.c_int8 * len(chunk))(*[1] * len(chunk))
             self._log.clear()
-            status = llama.llama_decode(self._context, llama.llama_batch_get_one(array, len(chunk)))
+            status = llama.llama_decode(self._context, batch)
             if status != 0:
                 reason = self._log.failure(FailureReason.DECODE_FAILED)
                 raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
@@ -135,6 +146,11 @@ class ModelHandle:
         if not np.isfinite(np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))).all():
             detail = "the model's output is not a number: its file is damaged, or its type of quantisation is broken"
             raise EngineFailure(FailureReason.DECODE_FAILED, detail)
+
+    @property
+    def first_tokens(self) -> list[int]:
+        """What the model wants at the beginning of every text: BOS or nothing."""
+        return [llama.llama_vocab_bos(self._vocab)] if llama.llama_vocab_get_add_bos(self._vocab) else []
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of `text`; `special` adds BOS where the model wants it and reads control tokens."""

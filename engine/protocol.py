@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from moetune.engine.config import EngineConfig
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, Measurement, Trace
+from moetune.engine.routing import RoutedBatch
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class Generate:
     config: EngineConfig
     request: GenerationRequest
     kind: Literal["generate"] = "generate"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Compute the tokens and tell which experts were chosen for each. Answer: `Routed`.
+
+    begins: they are the beginning of a text; else they follow the tokens of the last `Route`. At most `n_ubatch`
+    tokens a request, and one position of the context is the model's own (BOS).
+    """
+
+    config: EngineConfig
+    tokens: tuple[int, ...]
+    begins: bool
+    kind: Literal["route"] = "route"
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,14 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """The result of `Route`."""
+
+    batch: RoutedBatch
+    kind: Literal["routed"] = "routed"
+
+
+@dataclass(frozen=True)
 class Refused:
     """Any request can end like this; the worker stays usable."""
 
@@ -100,8 +123,8 @@ class Refused:
     kind: Literal["refused"] = "refused"
 
 
-Request = Load | Measure | Tokenize | Generate | Quit
-Response = Ready | Measured | Tokens | Chunk | Generated | Refused
+Request = Load | Measure | Tokenize | Generate | Route | Quit
+Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Refused
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _responses: TypeAdapter[Response] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])

@@ -14,6 +14,7 @@ from moetune.engine.emulator import library_path as emulator_path
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.process import WorkerProcess
+from moetune.engine.routing import RoutedBatch
 from moetune.engine.worker import Setup
 from moetune.errors import ExitCode, MoetuneError
 
@@ -88,6 +89,15 @@ class EngineRunner:
         if isinstance(response, protocol.Generated):
             yield response.stats
             return
+        raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
+
+    def route(self, config: EngineConfig, tokens: tuple[int, ...], *, begins: bool, time_limit_s: float) -> RoutedBatch:
+        """The experts chosen for each token; see `protocol.Route`. Raises MoetuneError when the engine fails."""
+        deadline = time.monotonic() + time_limit_s
+        ready = self._ready(config, deadline)
+        response = ready if isinstance(ready, Failed) else self._call(protocol.Route(config, tokens, begins), deadline)
+        if isinstance(response, protocol.Routed):
+            return response.batch
         raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
 
     def _call(self, request: protocol.Request, deadline: float) -> protocol.Response | Failed:

@@ -21,6 +21,8 @@ from moetune.engine.generation import GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
+from moetune.engine.routing import RoutedBatch
+from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
 from moetune.errors import MoetuneError
 
 
@@ -50,6 +52,7 @@ class Worker:
         self._cache = library.HotCache(setup.cache_device, setup.cold_device) if setup.cache_device else None
         self._model: ModelHandle | None = None
         self._config: EngineConfig | None = None
+        self._recorder: RoutingRecorder | None = None
         self._used_before_bytes = 0
 
     def serve(self, request: protocol.Request) -> None:
@@ -64,6 +67,8 @@ class Worker:
                     self._send(protocol.Tokens(tuple(self._loaded().tokenize(request.text))))
                 case protocol.Generate():
                     self._generate(request)
+                case protocol.Route():
+                    self._send(protocol.Routed(self._route(request)))
         except EngineFailure as failure:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
@@ -81,7 +86,7 @@ class Worker:
 
     def _load(self, request: protocol.Load) -> None:
         self.close()
-        self._model, self._config = None, None
+        self._model, self._config, self._recorder = None, None, None
         device = request.config.device if request.config is not None else None
         self._used_before_bytes = library.device_used_bytes(device) if device else 0
         start = time.perf_counter()
@@ -92,14 +97,14 @@ class Worker:
         """Make the open context and the cache what `config` says; the placement is the loaded one already."""
         model = self._loaded()
         before = self._config
-        live = before is not None and _context_key(before) == _context_key(config)
+        live = before is not None and self._recorder is None and _context_key(before) == _context_key(config)
         self._set_cache(None)  # old slots must not stand in a new context's way
         if not live:
             model.open_context(config)
         model.set_threads(config.n_threads)
         model.clear()
         self._set_cache(config.cache)
-        self._config = config
+        self._config, self._recorder = config, None
         return model
 
     def _set_cache(self, knobs: CacheKnobs | None) -> None:
@@ -162,6 +167,23 @@ class Worker:
         reply_s = time.perf_counter() - start
         counters = library.total(self._cache.layers()) if self._cache is not None else None
         self._send(protocol.Generated(GenerationStats(len(tokens), prompt_s, n_reply, reply_s, stopped, counters)))
+
+    def _route(self, request: protocol.Route) -> RoutedBatch:
+        model = self._loaded()
+        if self._recorder is None or self._config != request.config:
+            # A context that is being watched serves nothing else: watching costs time.
+            recorder = RoutingRecorder()
+            model.open_context(request.config, recorder.callback)
+            self._config, self._recorder = request.config, recorder
+        if request.begins:
+            model.clear()
+        tokens = [*(model.first_tokens if request.begins else ()), *request.tokens]
+        model.decode(tokens, every_output=True)
+        model.require_finite_logits()
+        try:
+            return self._recorder.take(len(request.tokens))
+        except BadRecord as error:
+            raise EngineFailure(FailureReason.REFUSED, str(error)) from error
 
 
 def _context_key(config: EngineConfig) -> tuple[object, ...]:
