@@ -50,14 +50,13 @@ class ProfileStore:
             profile.workload,
         )
 
+    def routing_path(self, model_fingerprint: str) -> Path:
+        """The file that the recorded routing of this model belongs in, beside its profiles."""
+        return self.root / _folder(model_fingerprint) / "routing.moetrace"
+
     def check_writable(self) -> None:
         """Raise now what `save` would raise later, before hours are spent on a search."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as error:
-            raise _unwritable(self.root, error) from error
+        check_writable(self.root)
 
     def save(self, profile: Profile) -> Path:
         """Write the profile atomically and durably; the path it has now. What cannot be read there is kept aside."""
@@ -65,9 +64,9 @@ class ProfileStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _keep_unreadable(path)
-            _write_atomically(path, to_yaml(profile).encode())
         except OSError as error:
             raise _unwritable(path.parent, error) from error
+        write_file(path, to_yaml(profile).encode())
         return path
 
     def find(
@@ -121,6 +120,25 @@ class ProfileStore:
         return Shelf(tuple(profiles), tuple(unusable))
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; raise MoetuneError (STORAGE) when files cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write in one step and durably, over what was there; MoetuneError (STORAGE) when that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, content)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:40] or "_"
 
@@ -162,8 +180,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> MoetuneError:
     return MoetuneError(
-        f"Profiles cannot be written to {folder}: {error.strerror or error}.",
-        f"Make the folder writable, free space there, or set {CONFIG_DIR_VARIABLE} to a folder that is.",
+        f"Files cannot be written to {folder}: {error.strerror or error}.",
+        f"Make the folder writable, free space there, or choose another ({CONFIG_DIR_VARIABLE}, or --out of trace).",
         ExitCode.STORAGE,
     )
 

@@ -33,6 +33,12 @@ def context_for(n_ctx: int | None, model: Model, workload: Workload) -> int:
     if n_ctx is None:
         rounded = -(-workload.n_ctx_needed // _CTX_STEP) * _CTX_STEP
         n_ctx = min(max(_DEFAULT_CTX, rounded), longest)
+    return check_context(n_ctx, model)
+
+
+def check_context(n_ctx: int, model: Model) -> int:
+    """The same number if it can be a context of this model; MoetuneError (USAGE) if not."""
+    longest = model.context_length or n_ctx
     if not _LEAST_CTX <= n_ctx <= longest:
         raise MoetuneError(
             f"A context of {n_ctx} tokens is not possible; this model was made for up to {longest}.",

@@ -1,0 +1,72 @@
+"""The texts that routing is recorded on: the user's files, each a workload of its own, and workloads by name."""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetune.cli.output import printable
+from moetune.engine.routing_file import MAX_NAME_BYTES, MAX_WORKLOADS
+from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.workload import load_workload
+
+# A file is read only as far as its tokens can be wanted. Tokens of ordinary text have about four bytes.
+_BYTES_A_TOKEN = 64
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """One workload's text, in pieces that are tokenised apart."""
+
+    name: str
+    texts: tuple[str, ...]
+
+
+def read_texts(files: Sequence[str], workloads: Sequence[str], most_tokens: int) -> tuple[NamedText, ...]:
+    """Every `--text` and `--workload`, in that order. Raises MoetuneError (USAGE) for what is no text or named twice.
+
+    A file is given as FILE, and named by its stem, or as NAME=FILE.
+    """
+    named = [_read_file(given, most_tokens) for given in files]
+    named += [NamedText(chosen.name, chosen.texts) for chosen in map(load_workload, workloads)]
+    names = [text.name for text in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise MoetuneError(
+            f"Two texts are called {twice!r}.", "Give one a name of its own: --text other=FILE.", ExitCode.USAGE
+        )
+    if len(names) > MAX_WORKLOADS:
+        raise MoetuneError(f"{len(names)} texts are too many.", f"Give at most {MAX_WORKLOADS}.", ExitCode.USAGE)
+    return tuple(named)
+
+
+def _read_file(given: str, most_tokens: int) -> NamedText:
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        name, path = Path(given).stem, given
+    if not 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES or not name.strip():
+        raise MoetuneError(f"--text {given!r} gives its text no usable name.", "Write NAME=FILE.", ExitCode.USAGE)
+    text = _read(Path(path).expanduser(), most_tokens * _BYTES_A_TOKEN)
+    if not text.strip():
+        raise MoetuneError(f"The text {path} is empty.", "Give a file with some pages of text.", ExitCode.USAGE)
+    return NamedText(printable(name), (text,))
+
+
+def _read(path: Path, most_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(most_bytes)
+        # The limit may fall into the middle of a character; the file's own end may not.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) < most_bytes)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise MoetuneError(
+                f"{path} is not UTF-8 text (byte {error.start:,}).",
+                "Give a text file, or convert it first, for example with iconv.",
+                ExitCode.USAGE,
+            ) from error
+        raise MoetuneError(
+            f"The text {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            "Check the path and who may read it.",
+            ExitCode.USAGE,
+        ) from error
