@@ -39,7 +39,7 @@ class RoutedBatch:
     ids: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorkloadRouting:
     """One workload's routing. ids: of each layer [n_tokens, n_used], the router's favourite first."""
 
@@ -52,7 +52,7 @@ class WorkloadRouting:
         return len(self.ids[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routing:
     """A recorded pass. model_fingerprint: `Model.fingerprint`; the order of `layers` is that of every `ids`."""
 

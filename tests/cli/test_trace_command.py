@@ -186,9 +186,12 @@ def test_only_as_much_of_a_file_is_read_as_is_wanted(command: Command, model_fil
         (["--text", "TEXT", "--slots", "5"], ["--slots", "1 to 4"]),
         (["--text", "TEXT", "--slots", ""], ["--slots"]),
         (["--text", "TEXT", "--figure", "routing.pdf"], [".png"]),
-        (["--text", "TEXT", "--figure", "nowhere/routing.png"], ["nowhere", "folder"]),
+        (["--text", "x" * 5000], ["NAME=FILE"]),
+        (["--text", "name=" + "x" * 5000], ["cannot be read"]),
+        (["--text", "~nobody-of-that-name/x.txt"], ["cannot be read"]),
+        (["--text", "x" * 300 + "=TEXT"], ["NAME=FILE"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
 def test_a_wrong_argument(
     command: Command, model_file: Path, text: str, tmp_path: Path, arguments: list[str], words: list[str]
@@ -247,6 +250,26 @@ def test_a_folder_that_cannot_be_written_stops_at_once(
     (folders / "config").write_text("in the way")
     result = command("trace", str(model_file), "--text", text)
     result.complains(ExitCode.STORAGE, str(folders / "config"), "--out")
+
+
+def test_a_figure_that_cannot_be_written_stops_at_once(
+    command: Command, model_file: Path, text: str, tmp_path: Path
+) -> None:
+    """Its folder is a file."""
+    pytest.importorskip("matplotlib")
+    flags = ["--text", text, "--figure", f"{text}/routing.png"]
+    command("trace", str(model_file), *flags).complains(ExitCode.STORAGE, text)
+    assert list(tmp_path.rglob("*.moetrace")) == []
+
+
+def test_a_file_with_an_equals_sign_in_its_name(command: Command, model_file: Path, tmp_path: Path) -> None:
+    """It is taken as it is when it is there; a name before it still works."""
+    path = tmp_path / "a=b.txt"
+    path.write_text(PROSE)
+    result = command("trace", str(model_file), "--text", str(path), "--text", f"named={path}")
+    assert result.code == 0, result.err
+    assert "recorded a=b: " in result.err
+    assert "recorded named: " in result.err
 
 
 def test_without_matplotlib_the_extra_is_named(

@@ -41,30 +41,38 @@ def read_texts(files: Sequence[str], workloads: Sequence[str], most_tokens: int)
 
 
 def _read_file(given: str, most_tokens: int) -> NamedText:
-    name, equals, path = given.partition("=")
-    if not equals or Path(given).exists():
-        name, path = Path(given).stem, given
-    if not 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES or not name.strip():
-        raise MoetuneError(f"--text {given!r} gives its text no usable name.", "Write NAME=FILE.", ExitCode.USAGE)
-    text = _read(Path(path).expanduser(), most_tokens * _BYTES_A_TOKEN)
+    name, path = _split(given)
+    if not name.strip() or len(name.encode()) > MAX_NAME_BYTES:
+        raise MoetuneError(f"--text {given[:60]!r} gives its text no usable name.", "Write NAME=FILE.", ExitCode.USAGE)
+    text = _read(path, most_tokens * _BYTES_A_TOKEN)
     if not text.strip():
         raise MoetuneError(f"The text {path} is empty.", "Give a file with some pages of text.", ExitCode.USAGE)
-    return NamedText(printable(name), (text,))
+    return NamedText(name, (text,))
 
 
-def _read(path: Path, most_bytes: int) -> str:
+def _split(given: str) -> tuple[str, str]:
+    """The workload's name and the file's path. A file whose own name has an equals sign is found too."""
+    name, equals, path = given.partition("=")
     try:
-        with path.open("rb") as file:
+        is_whole = not equals or Path(given).exists()
+    except OSError:  # longer than any file's name
+        is_whole = False
+    return (printable(Path(given).stem), given) if is_whole else (printable(name), path)
+
+
+def _read(path: str, most_bytes: int) -> str:
+    try:
+        with Path(path).expanduser().open("rb") as file:
             raw = file.read(most_bytes)
         # The limit may fall into the middle of a character; the file's own end may not.
         return codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) < most_bytes)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise MoetuneError(
-                f"{path} is not UTF-8 text (byte {error.start:,}).",
-                "Give a text file, or convert it first, for example with iconv.",
-                ExitCode.USAGE,
-            ) from error
+    except UnicodeDecodeError as error:
+        raise MoetuneError(
+            f"{path} is not UTF-8 text (byte {error.start:,}).",
+            "Give a text file, or convert it first, for example with iconv.",
+            ExitCode.USAGE,
+        ) from error
+    except (OSError, RuntimeError) as error:  # the latter for the home of nobody (~nobody)
         raise MoetuneError(
             f"The text {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
             "Check the path and who may read it.",

@@ -87,7 +87,7 @@ def trace(
     model = read_model(model_file)
     _require_experts(model)
     chosen_slots = _slots(slots, model.n_expert)
-    path = (out or ProfileStore().routing_path(model.fingerprint)).expanduser().absolute()
+    path = (out or ProfileStore().routing_path(model.fingerprint)).absolute()
     if texts:
         check_writable(path.parent)
         config = _config(model, ctx, threads, allow_overcommit=allow_overcommit)
@@ -105,10 +105,7 @@ def _check_figure(figure: Path) -> None:
     check_plotting()
     if figure.suffix.lower() != ".png":
         raise MoetuneError(f"--figure {figure} is not a PNG file's name.", "Let it end in .png.", ExitCode.USAGE)
-    if not figure.absolute().parent.is_dir():
-        raise MoetuneError(
-            f"--figure {figure} lies in a folder that does not exist.", "Create the folder first.", ExitCode.USAGE
-        )
+    check_writable(figure.absolute().parent)
 
 
 def _require_experts(model: Model) -> None:
@@ -151,13 +148,16 @@ def _tokens_of(text: NamedText, runner: EngineRunner, most: int) -> WorkloadToke
 
 
 def _kept(path: Path, model: Model) -> Routing:
-    if not path.exists():
+    try:
+        routing = read_routing(path)
+    except MoetuneError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise MoetuneError(
             f"No routing of this model is recorded yet: there is no {path}.",
             "Record it with --text FILE or --workload NAME.",
             ExitCode.USAGE,
-        )
-    routing = read_routing(path)
+        ) from error
     if routing.model_fingerprint != model.fingerprint:
         raise MoetuneError(
             f"The routing in {path} was recorded from another model.",
