@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "config_file.h"
+
 namespace hotcache {
 
 namespace {
@@ -152,7 +154,8 @@ std::string apply_settings(Settings & settings, const std::string & lines) {
 }
 
 std::string apply_environment(Settings & settings) {
-    std::string problems;
+    const char * file = std::getenv("HOTCACHE_CONFIG");
+    std::string problems = file == nullptr || *file == '\0' ? std::string() : apply_config_file(settings, file);
     for (const std::string key : keys) {
         std::string variable = "HOTCACHE_" + key;
         std::transform(variable.begin(), variable.end(), variable.begin(),

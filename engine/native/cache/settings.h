@@ -1,4 +1,5 @@
-// Everything that can be set, as text pairs: from the environment (HOTCACHE_SLOTS=16) and live (set("slots", "16")).
+// Everything that can be set, as text pairs: from a file (slots = 16), from the environment (HOTCACHE_SLOTS=16) and live
+// (set("slots", "16")).
 #pragma once
 
 #include <cstdint>
@@ -56,7 +57,8 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
 // Applies "key=value" lines in their order up to the first problem, which is returned; empty lines are skipped.
 std::string apply_settings(Settings & settings, const std::string & lines);
 
-// Reads every HOTCACHE_* variable of the environment. Returns the problems, a line each; a bad value keeps its default.
+// Reads the file that HOTCACHE_CONFIG names, then every other HOTCACHE_* variable, which win over the file. Returns the
+// problems, a line each; what is wrong keeps its value.
 std::string apply_environment(Settings & settings);
 
 }  // namespace hotcache
