@@ -9,6 +9,7 @@ class Policy(StrEnum):
 
     HEAT = "heat"
     LRU = "lru"
+    LFRU = "lfru"
     STATIC = "static"
 
 
@@ -45,20 +46,20 @@ class CacheKnobs:
     """Settings of the hot-expert cache; every one can change while the model stays loaded.
 
     slots: expert slots a layer in the fast tier; 0 keeps the plugin loaded and the cache off.
-    interval_tokens: tokens between two rebalances. hysteresis: how many times hotter a newcomer must be than
-    the resident it replaces. promotions: most experts promoted at one rebalance of one layer.
-    min_sightings: times an expert must have been routed to before it may be promoted.
-    dwell_tokens: tokens a newcomer is safe from eviction. half_life_tokens: tokens after which heat counts half.
+    interval_tokens: tokens between two rebalances. hysteresis: how many times hotter (LRU: more recent) a newcomer must
+    be than the resident it replaces. promotions: most experts promoted at one rebalance of one layer.
+    min_sightings: sightings of late a newcomer must have on top of that (LRU: at all).
+    dwell_tokens: tokens a newcomer is safe from eviction. half_life_tokens: tokens after which a sighting counts half.
     """
 
     slots: int
-    interval_tokens: int = 4
+    interval_tokens: int = 1
     hysteresis: float = 1.25
     promotions: int = 2
     policy: Policy = Policy.HEAT
-    min_sightings: int = 2
+    min_sightings: int = 3
     dwell_tokens: int = 16
-    half_life_tokens: float = 128.0
+    half_life_tokens: float = 32.0
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,17 @@ void hotcache_reset_counters(void);
 // Empties all slots and forgets what was hot.
 void hotcache_clear(void);
 
+// Hits (pairs) among the tokens from `n_skip` on, had the cache served one layer's recorded routing token by token from
+// empty slots: `ids` holds `n_used` different experts below `n_expert` for each of `n_tokens` tokens. `settings` are
+// "key=value" lines; what they leave out is at its default, whatever the loaded cache is set to. A promotion serves from
+// the second token after its cause on. -1 with the reason written to `error` when an argument is wrong.
+int64_t hotcache_replay(const int32_t * ids, size_t n_tokens, int32_t n_used, int32_t n_expert, int32_t n_slots,
+                        size_t n_skip, const char * settings, char * error, size_t error_bytes);
+
+// The most hits of any cache that loads an expert only when a token uses it, knowing all that is to come (Belady).
+int64_t hotcache_replay_optimal(const int32_t * ids, size_t n_tokens, int32_t n_used, int32_t n_expert, int32_t n_slots,
+                                size_t n_skip, char * error, size_t error_bytes);
+
 #ifdef __cplusplus
 }
 #endif
