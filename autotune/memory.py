@@ -16,6 +16,11 @@ MIB = 1 << 20
 _PROCESS_BYTES = 160 * MIB
 # A slot's matrices are padded to the device's alignment: gate, up, down and their biases, 256 bytes each.
 _SLOT_PADDING_BYTES = 6 * 256
+# The engine streams experts for prompts through two buffers of this share of the device, and at least one expert each, and
+# computes so many (token, expert) pairs at a time.
+_STAGING_SHARE = 1 / 128
+_STAGING_PADDING_BYTES = 7 * 4096
+_STREAMED_PAIRS = 512
 _STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
 
 
@@ -100,7 +105,7 @@ class MemoryModel:
         if config.gpu_layers > 0:
             weights += model.output_bytes + model.other_bytes
         slots = config.cache.slots * self.slot_bytes(replace(config, cache=None)) if config.cache else 0
-        guessed = self._buffer_bytes(config) if config.gpu_layers > 0 else 0
+        guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
         all_context = sum(_context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
         host = model.tensor_bytes - min(weights, model.tensor_bytes) + all_context - cache + _PROCESS_BYTES
@@ -109,6 +114,17 @@ class MemoryModel:
             host += slots
         fast = weights + cache + slots + guessed if config.device is not None else 0
         return Footprint(fast, guessed, host)
+
+    def _streaming_bytes(self, config: EngineConfig) -> int:
+        """What the plugin takes on the device besides slots: staging, rows of pairs, its own part of the graph."""
+        if config.cache is None or self.tier is None or self.tier.on_host:
+            return 0
+        model = self.model
+        largest_expert = max((layer.expert_bytes for layer in model.layers), default=0)
+        staging = max(int(self.tier.total_bytes * _STAGING_SHARE), largest_expert + _STAGING_PADDING_BYTES)
+        pairs = config.n_ubatch * model.n_expert_used
+        row = model.n_embd * 4
+        return 2 * staging + 5 * min(pairs, _STREAMED_PAIRS) * row + 4 * pairs * row + config.n_ubatch * row
 
     def _buffer_bytes(self, config: EngineConfig) -> int:
         """An upper estimate of one compute graph's buffers, checked against llama.cpp with flash attention."""

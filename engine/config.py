@@ -13,6 +13,22 @@ class Policy(StrEnum):
     STATIC = "static"
 
 
+class Spread(StrEnum):
+    """How a budget in bytes is shared out among the layers."""
+
+    FLAT = "flat"
+    COVERAGE = "coverage"
+
+
+class PromptWay(StrEnum):
+    """Who computes batches of a prompt while the cache is on."""
+
+    AUTO = "auto"
+    STREAM = "stream"
+    COLD = "cold"
+    SCHEDULER = "scheduler"
+
+
 class KvType(StrEnum):
     """KV-cache types libllama accepts, by the name llama.cpp's own flags use. `bpv` in `KV_BITS_PER_VALUE`."""
 
@@ -50,6 +66,10 @@ class CacheKnobs:
     be than the resident it replaces. promotions: most experts promoted at one rebalance of one layer.
     min_sightings: sightings of late a newcomer must have on top of that (LRU: at all).
     dwell_tokens: tokens a newcomer is safe from eviction. half_life_tokens: tokens after which a sighting counts half.
+    budget_bytes: used when `slots` is 0: as many slots as fit; first all experts of the last `whole_layers` layers,
+    then spread flat or by the recorded routing in the file `routing` (of its `workload`, or of all), which also seeds
+    them. prefill: who computes prompts. repack: misses are computed from a copy in the CPU's packed layout, at the price
+    of the experts' size in RAM. guard: measure whether the cache pays, and switch it off where it does not.
     """
 
     slots: int
@@ -60,6 +80,19 @@ class CacheKnobs:
     min_sightings: int = 3
     dwell_tokens: int = 16
     half_life_tokens: float = 32.0
+    budget_bytes: int = 0
+    spread: Spread = Spread.FLAT
+    whole_layers: int = 0
+    routing: str | None = None
+    workload: str | None = None
+    prefill: PromptWay = PromptWay.AUTO
+    repack: bool = False
+    guard: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Whether there are to be any slots."""
+        return self.slots > 0 or self.budget_bytes > 0
 
 
 @dataclass(frozen=True)
@@ -89,4 +122,4 @@ class EngineConfig:
     @property
     def has_slots(self) -> bool:
         """Whether hot experts are cached at all."""
-        return self.cache is not None and self.cache.slots > 0
+        return self.cache is not None and self.cache.on

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import llama_cpp
@@ -98,12 +99,19 @@ class LayerState:
     counters: CacheCounters
 
 
-class HotCache:
-    """The loaded plugin. `device` is the ggml name of the fast tier, `cold_device` computes the misses."""
+# Experts are loaded into the plugin's memory though it has no slots yet: they come and go while the model stays.
+_HELD = MappingProxyType({"hold": "1"})
 
-    def __init__(self, device: str, cold_device: str | None = None) -> None:
-        environment = {"HOTCACHE_DEVICE": device, "HOTCACHE_HOLD": "1", "HOTCACHE_COLD_DEVICE": cold_device or ""}
-        load_backend(plugin_path(), environment)
+
+class HotCache:
+    """The loaded plugin. `device` is the ggml name of the fast tier, `cold_device` computes the misses.
+
+    `settings` are what models loaded from now on meet (engine/native/cache/settings.h).
+    """
+
+    def __init__(self, device: str, cold_device: str | None = None, settings: Mapping[str, str] = _HELD) -> None:
+        settings = {"device": device, "cold_device": cold_device or "", **settings}
+        load_backend(plugin_path(), {f"HOTCACHE_{key.upper()}": value for key, value in settings.items()})
         self._lib = ctypes.CDLL(str(plugin_path()))
         self._lib.hotcache_set.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
         self._lib.hotcache_layers.argtypes = [ctypes.POINTER(_LayerStruct), ctypes.c_size_t]
@@ -125,6 +133,14 @@ class HotCache:
             "min_sightings": knobs.min_sightings,
             "dwell": knobs.dwell_tokens,
             "half_life": knobs.half_life_tokens,
+            "spread": knobs.spread.value,
+            "whole_layers": knobs.whole_layers,
+            "profile": knobs.routing or "",
+            "workload": knobs.workload or "",
+            "prefill": knobs.prefill.value,
+            "repack": int(knobs.repack),
+            "guard": int(knobs.guard),
+            "bytes": knobs.budget_bytes,
             "slots": knobs.slots,
         }
         for key, value in settings.items():

@@ -57,7 +57,7 @@ def hit_rates(
                 hits[policy.value][i] += _replay(plain, layer.n_expert, held, n_skip, policy, settings)
             seeds = count(ids[:n_skip], layer.n_expert)
             hits[SEEDED][i] += static_hit_rate(seeds, scored, held) * scored.sum()
-            hits[OPTIMAL][i] += _replay_optimal(plain, layer.n_expert, held, n_skip)
+            hits[OPTIMAL][i] += optimal_hits(plain, layer.n_expert, held, n_skip)
         n_pairs += int(scored.sum())
         done()
     rates = {policy: tuple((of_policy / n_pairs).tolist()) for policy, of_policy in hits.items()}
@@ -84,7 +84,8 @@ def _replay(
     return _checked(hits, error)
 
 
-def _replay_optimal(ids: NDArray[np.int32], n_expert: int, n_slots: int, n_skip: int) -> int:
+def optimal_hits(ids: NDArray[np.int32], n_expert: int, n_slots: int, n_skip: int) -> int:
+    """Most pairs of ids [tokens, used] from token `n_skip` on that any cache of one layer could have hit (Belady)."""
     error = ctypes.create_string_buffer(_ERROR_BYTES)
     hits: int = _policy_code().hotcache_replay_optimal(
         _pointer(ids), len(ids), ids.shape[1], n_expert, n_slots, n_skip, error, len(error)

@@ -41,6 +41,8 @@ _CACHE_BOUNDS: dict[str, tuple[float, float]] = {
     "min_sightings": (0, 1 << 20),
     "dwell_tokens": (0, 1 << 20),
     "half_life_tokens": (1e-3, 1e9),
+    "budget_bytes": (0, 1 << 50),
+    "whole_layers": (0, 1 << 16),
 }
 _MAX_DEVICE_NAME = 64
 

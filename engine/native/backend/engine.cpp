@@ -27,6 +27,7 @@ Engine::Engine() {
         ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: ignored: %s\n", problems.c_str());
     }
     std::string problem = load_profile(*settings, profile_);
+    if (problem.empty()) { problem = check_workload(*settings, profile_.get()); }
     if (!problem.empty()) {
         ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: ignored: %s\n", problem.c_str());
         profile_.reset();
@@ -34,13 +35,19 @@ Engine::Engine() {
     adopt(settings);
 }
 
-// The routing profile that `settings` name. Returns an empty string or what is wrong with it.
+// The routing profile that `settings` name, null when they name none. Returns an empty string or what is wrong with it.
 std::string Engine::load_profile(const Settings & settings, std::shared_ptr<const RoutingProfile> & profile) {
     profile.reset();
     if (settings.profile.empty()) { return {}; }
     auto read = read_routing_profile(settings.profile);
     if (std::holds_alternative<std::string>(read)) { return "profile=" + settings.profile + ": " + std::get<std::string>(read); }
     profile = std::make_shared<RoutingProfile>(std::get<RoutingProfile>(std::move(read)));
+    return {};
+}
+
+// A workload may be named before the profile that has it.
+std::string Engine::check_workload(const Settings & settings, const RoutingProfile * profile) {
+    if (profile == nullptr) { return {}; }
     const auto counts = profile->counts_of(0, settings.workload);
     return std::holds_alternative<std::string>(counts) ? "workload=" + settings.workload + ": " + std::get<std::string>(counts)
                                                        : std::string();
@@ -96,10 +103,8 @@ std::string Engine::set(const std::string & key, const std::string & value) {
         problem = "cold_device=" + changed->cold_device + ": no such ggml device";
     }
     std::shared_ptr<const RoutingProfile> profile = profile_;
-    // A workload may be named before the profile that has it.
-    if (problem.empty() && (key == "profile" || (key == "workload" && !changed->profile.empty()))) {
-        problem = load_profile(*changed, profile);
-    }
+    if (problem.empty() && key == "profile") { problem = load_profile(*changed, profile); }
+    if (problem.empty() && key == "workload") { problem = check_workload(*changed, profile.get()); }
     if (!problem.empty()) { return problem; }
     profile_ = std::move(profile);
     if (changed->changes_slots(*settings_)) {
@@ -156,7 +161,7 @@ int64_t Engine::spare_bytes(const Settings & settings) const {
     const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
     const auto reserve_bytes = settings.reserve_bytes != Settings::automatic ? settings.reserve_bytes
                                : is_cpu                                      ? 0
-                                                                             : static_cast<int64_t>(total_bytes / 50);
+                                                                             : static_cast<int64_t>(total_bytes / 128);
     return static_cast<int64_t>(free_bytes) - reserve_bytes;
 }
 

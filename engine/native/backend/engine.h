@@ -110,6 +110,7 @@ class Engine {
     void drop_layers(bool keep_heat);
     void adopt(std::shared_ptr<const Settings> settings);
     static std::string load_profile(const Settings & settings, std::shared_ptr<const RoutingProfile> & profile);
+    static std::string check_workload(const Settings & settings, const RoutingProfile * profile);
     void plan_slots();
     std::vector<double> recorded_counts(int layer) const;
     int64_t spare_bytes(const Settings & settings) const;

@@ -30,7 +30,7 @@ struct Settings {
     int whole_layers = 0;     // of the budget first, all experts of the last so many layers
     std::string profile;      // recorded routing that seeds the slots and drives the spread; empty: none
     std::string workload;     // which of the profile's workloads; empty: all of them together
-    int64_t reserve_bytes = automatic;     // of the fast tier, left free; automatic: a fiftieth of it
+    int64_t reserve_bytes = automatic;     // of the fast tier, left free; automatic: 1/128 of it
     int64_t in_flight_bytes = 64 << 20;    // most bytes of promotions that wait for the link
     Path path = Path::automatic;
     Prefill prefill = Prefill::automatic;

@@ -1,6 +1,7 @@
 """`moetune run`."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -97,7 +98,12 @@ def run(
         config = baseline.config
     check_memory(model, machine, config, allow_overcommit=allow_overcommit)
     with EngineRunner(model.path, emulated) as runner:
-        _answer(runner, config, request, emulated=emulated is not None)
+        _answer(runner, _guarded(config), request, emulated=emulated is not None)
+
+
+def _guarded(config: EngineConfig) -> EngineConfig:
+    """Text and machine are not quite those of the search: the cache goes off by itself where it does not pay."""
+    return replace(config, cache=replace(config.cache, guard=True)) if config.cache is not None else config
 
 
 def _search_command(model_file: Path, ctx: int | None, workload: str | None, emulate: str | None) -> str:
@@ -153,6 +159,8 @@ def _figures(stats: GenerationStats, *, emulated: bool) -> str:
     hit_rate = stats.counters.hit_rate if stats.counters else None
     if hit_rate is not None:
         parts.append(f"hit rate {hit_rate:.0%}")
+    if stats.counters is not None and stats.counters.layers_off:
+        parts.append(f"the cache did not pay in {stats.counters.layers_off} layers and is off there")
     if stats.stopped == "limit":
         parts.append("stopped at the limit of tokens")
     return "; ".join(parts) + (" (emulated)" if emulated else "")
