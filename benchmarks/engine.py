@@ -70,9 +70,10 @@ class ArmProcess:
 
     def __init__(self, arm: Arm) -> None:
         read_end, write_end = os.pipe()
+        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         program = [sys.executable, str(Path(__file__).with_name("engine_arm.py")), json.dumps(asdict(arm)), str(write_end)]
         self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write_end,), text=True
+            program, stdin=subprocess.PIPE, stderr=self._words, pass_fds=(write_end,), text=True
         )
         os.close(write_end)
         self._answers = os.fdopen(read_end)
@@ -83,6 +84,7 @@ class ArmProcess:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
         self._answers.close()
+        self._words.close()
 
     def measure(self, block: Block) -> Sample:
         """One block; a failure of the arm ends the benchmark."""
@@ -94,8 +96,10 @@ class ArmProcess:
             pass  # its end is reported below, with its own words
         answer = self._answers.readline()
         if not answer:
-            _, words = self._process.communicate()
-            sys.exit(f"an arm ended: {words.strip().splitlines()[-1] if words.strip() else 'without a word'}")
+            self._process.communicate()
+            self._words.seek(0)
+            words = self._words.read().strip()
+            sys.exit(f"an arm ended: {words.splitlines()[-1] if words else 'without a word'}")
         return Sample(**json.loads(answer))
 
 

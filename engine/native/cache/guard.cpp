@@ -14,12 +14,9 @@ Guard::Kind Guard::begin_step(int n_tokens, bool warm) {
     ++step_;
     kind_ = Kind::cached;
     if (step_ < next_trial_) { return kind_; }
+    if (judge()) { return kind_; }
     // Plain steps stand among cached ones, so that whatever drifts meets both alike.
     const int64_t of_trial = step_ - next_trial_;
-    if (of_trial >= 2 * steps_of_each_kind) {
-        judge();
-        return kind_;
-    }
     kind_ = of_trial % 4 == 1 || of_trial % 4 == 2 ? Kind::plain : Kind::trial;
     if (kind_ == Kind::plain) { ++plain_steps_; }
     return kind_;
@@ -49,36 +46,50 @@ void Guard::restart() {
     gap_ = first_trial;
 }
 
-double Guard::mean_without_worst(std::vector<double> & samples) {
+double Guard::mean_without_worst(std::vector<double> samples) {
     std::sort(samples.begin(), samples.end());
     const auto kept = samples.size() - 1;
     return std::accumulate(samples.begin(), samples.begin() + static_cast<long>(kept), 0.0) / static_cast<double>(kept);
 }
 
-void Guard::judge() {
+Guard::Costs Guard::costs_so_far() const {
     Costs costs;
-    std::vector<bool> layer_pays;
-    bool enough = !samples_.empty();
-    for (Samples & layer : samples_) {
-        // Batches of other sizes came between: too few to say anything.
-        if (layer.cached.size() < steps_of_each_kind - 1 || layer.plain.size() < steps_of_each_kind - 1) {
-            enough = false;
-            break;
-        }
-        const double cached_s = mean_without_worst(layer.cached);
-        const double plain_s = mean_without_worst(layer.plain);
-        layer_pays.push_back(cached_s <= layer_margin * plain_s || !warm_);
-        costs.cached_s += cached_s;
-        costs.plain_s += plain_s;
+    for (const Samples & layer : samples_) {
+        costs.cached_s += mean_without_worst(layer.cached);
+        costs.plain_s += mean_without_worst(layer.plain);
     }
-    samples_.clear();
-    gap_ = std::min(gap_ * 4, longest_gap);
-    next_trial_ = step_ + (enough ? gap_ : first_trial);
-    if (!enough) { return; }
+    return costs;
+}
+
+// Ends the trial when it has shown enough; true when it is over.
+bool Guard::judge() {
+    size_t fewest = samples_.empty() ? 0 : most_of_each_kind;
+    for (const Samples & layer : samples_) { fewest = std::min({fewest, layer.cached.size(), layer.plain.size()}); }
+    // Batches of other sizes come between and start the samples anew: a trial that takes long has come to nothing.
+    if (step_ - next_trial_ > 8 * most_of_each_kind) {
+        samples_.clear();
+        gap_ = std::min(gap_ * 4, longest_gap);
+        next_trial_ = step_ + gap_;
+        return true;
+    }
+    if (fewest < fewest_of_each_kind) { return false; }
+    const Costs costs = costs_so_far();
+    const double ratio = costs.cached_s / costs.plain_s;
+    const bool clear = ratio > decisive || ratio < 1 / decisive;
+    if (!clear && fewest < most_of_each_kind) { return false; }
+
     ++trials_;
     costs_ = costs;
-    pays_ = costs.cached_s <= (warm_ ? margin : cold_margin) * costs.plain_s;
-    layer_pays_ = std::move(layer_pays);
+    pays_ = ratio <= (warm_ ? margin : cold_margin);
+    layer_pays_.clear();
+    for (const Samples & layer : samples_) {
+        const double of_layer = mean_without_worst(layer.cached) / mean_without_worst(layer.plain);
+        layer_pays_.push_back(of_layer <= layer_margin || !warm_);
+    }
+    samples_.clear();
+    gap_ = std::min(gap_ * (clear ? 16 : 4), longest_gap);
+    next_trial_ = step_ + gap_;
+    return true;
 }
 
 }  // namespace hotcache

@@ -47,8 +47,9 @@ class Guard {
         std::vector<double> plain;
     };
 
-    void judge();
-    static double mean_without_worst(std::vector<double> & samples);
+    bool judge();
+    static double mean_without_worst(std::vector<double> samples);
+    Costs costs_so_far() const;
 
     std::vector<Samples> samples_;   // by layer, of the present trial
     std::vector<bool> layer_pays_;
@@ -65,7 +66,9 @@ class Guard {
 
     static constexpr int64_t first_trial = 48;
     static constexpr int64_t longest_gap = 1 << 14;
-    static constexpr int steps_of_each_kind = 7;
+    static constexpr int fewest_of_each_kind = 3;
+    static constexpr int most_of_each_kind = 8;
+    static constexpr double decisive = 1.3;      // so far apart, few steps are enough and soon need not be repeated
     static constexpr double margin = 1.02;       // the whole cache: what it must cost more to be switched off
     static constexpr double cold_margin = 1.25;  // while slots are still being filled
     static constexpr double layer_margin = 1.07; // a layer's times are noisier than their sum
