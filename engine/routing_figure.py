@@ -82,7 +82,11 @@ def _draw_hit_rates(axes: "Axes", rates: HitRates, n_expert: int) -> None:
         colour = "black" if policy == OPTIMAL else _COLOURS[i % len(_COLOURS)]
         marker = _MARKERS[i % len(_MARKERS)]
         percent = [100 * rate for rate in rates.rates[policy]]
-        axes.plot(rates.slots, percent, style, color=colour, marker=marker, markersize=4, label=policy)
+        # Each line is drawn thinner than the one before, so that lines on top of each other are all seen.
+        slim = 1 - i / len(POLICIES)
+        (line,) = axes.plot(rates.slots, percent, style, color=colour, marker=marker, label=policy)
+        line.set_linewidth(1 + 2.8 * slim)
+        line.set_markersize(3 + 5.5 * slim)
     axes.set_xlabel(f"expert slots a layer, of {n_expert} experts")
     axes.set_ylabel("hit rate, %")
     axes.set_title(f"Hit rate on {rates.workload}, last {rates.n_scored_tokens:,} tokens")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from command_outcome import Command
 
+from moetune.__main__ import main
 from moetune.cli.machine import seen_machine
 from moetune.demo import demo_model_path
 from moetune.demo.synthetic.spec import SyntheticSpec
@@ -103,14 +104,22 @@ def test_the_file_can_lie_elsewhere(command: Command, model_file: Path, text: st
     assert list((tmp_path / "config").rglob("*.moetrace")) == []
 
 
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> bytes:
+    """A good file of the tiny model."""
+    folder = tmp_path_factory.mktemp("recording")
+    (folder / "prose.txt").write_text(PROSE)
+    path = folder / "r.moetrace"
+    assert main(["trace", str(model_file), "--text", str(folder / "prose.txt"), "--out", str(path)]) == 0
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "longer", "changed", "another kind", "empty"])
 def test_a_damaged_recording_is_an_error_and_stays_as_it_is(
-    command: Command, model_file: Path, text: str, tmp_path: Path, damage: str
+    command: Command, model_file: Path, recording: bytes, tmp_path: Path, damage: str
 ) -> None:
     """Nothing is computed from it."""
-    path = tmp_path / "r.moetrace"
-    assert command("trace", str(model_file), "--text", text, "--out", str(path)).code == 0
-    raw = path.read_bytes()
+    path, raw = tmp_path / "r.moetrace", recording
     middle = len(raw) // 2
     damaged = {
         "truncated": raw[:-1],
@@ -126,11 +135,11 @@ def test_a_damaged_recording_is_an_error_and_stays_as_it_is(
 
 
 def test_a_recording_of_another_model_is_refused(
-    command: Command, model_file: Path, slow_model: Path, text: str, tmp_path: Path
+    command: Command, slow_model: Path, recording: bytes, tmp_path: Path
 ) -> None:
     """Experts of one model say nothing about another's."""
     path = tmp_path / "r.moetrace"
-    assert command("trace", str(model_file), "--text", text, "--out", str(path)).code == 0
+    path.write_bytes(recording)
     command("trace", str(slow_model), "--out", str(path)).complains(ExitCode.STORAGE, "another model")
 
 
