@@ -1,0 +1,288 @@
+"""Replay scenarios, one JSON line each, and save every logit, bit for bit.
+
+A process of its own for each choice of backends, because what ggml has registered stays registered. Answers each line
+of standard input, "SCENARIO_JSON<tab>LOGITS_PATH", with one JSON line on standard output: what the cache counted.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+from scenario import Scenario
+
+from moetune.engine import library
+from moetune.engine.config import EngineConfig
+from moetune.engine.emulator import library_path, parse_emulated
+from moetune.engine.model_handle import ModelHandle
+from moetune.engine.native_log import NativeLog
+
+KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
+# Where a context shift keeps the beginning of the text, as llama.cpp's own programs do.
+KEPT_TOKENS = 4
+# Every setting a scenario may leave out. Slots fill fast and change hands often, which is where mistakes would show.
+DEFAULTS = {
+    "slots": "6",
+    "bytes": "0",
+    "cold_device": "",
+    "policy": "heat",
+    "interval": "1",
+    "hysteresis": "1.25",
+    "promotions": "4",
+    "min_sightings": "1",
+    "dwell": "2",
+    "half_life": "128",
+    "spread": "flat",
+    "whole_layers": "0",
+    "profile": "",
+    "workload": "",
+    "reserve": "auto",
+    "in_flight": str(64 << 20),
+    "path": "auto",
+    "prefill": "auto",
+    "prefill_heat": "0",
+    "staging": "auto",
+    "repack": "0",
+    "guard": "0",
+}
+
+
+class Cache(library.HotCache):
+    """The plugin with what only tests want of it."""
+
+    def clear(self) -> None:
+        self._lib.hotcache_clear()
+
+    def arrived(self) -> int:
+        """Promotions that have arrived so far."""
+        return sum(state.counters.promotions for state in self.layers())
+
+
+class Replay:
+    """Runs the steps of one scenario; a step is a method. Everything random repeats exactly."""
+
+    def __init__(self, scenario: Scenario, model: ModelHandle, cache: Cache | None) -> None:
+        self._scenario, self._model, self._cache = scenario, model, cache
+        self._rng = np.random.default_rng(7)
+        self._position = [0] * scenario.sequences
+        self._asked = 0
+        self._observer = llama.ggml_backend_sched_eval_callback(self._observe)
+        self._adapters = [self._adapter(path) for path in scenario.loras]
+        self.rows: list[np.ndarray] = []
+        self._context = self._new_context()
+
+    def run(self) -> np.ndarray:
+        """Logits [rows, n_vocab]."""
+        for name, *arguments in self._scenario.steps:
+            getattr(self, str(name))(*arguments)
+        self._close()
+        for adapter in self._adapters:
+            llama.llama_adapter_lora_free(adapter)
+        return np.stack(self.rows)
+
+    # ---- steps
+
+    def prompt(self, n: int) -> None:
+        """n further tokens of every sequence in one batch; rows: the last of each."""
+        self._submit((s, i == n - 1) for s in range(self._scenario.sequences) for i in range(n))
+
+    def batch(self, n: int) -> None:
+        """As `prompt`; rows: all."""
+        self._submit((s, True) for s in range(self._scenario.sequences) for _ in range(n))
+
+    def decode(self, n: int) -> None:
+        """n times one token of every sequence."""
+        for _ in range(n):
+            self._submit((s, True) for s in range(self._scenario.sequences))
+
+    def alone(self, sequence: int, n: int) -> None:
+        """n times one token of one sequence."""
+        for _ in range(n):
+            self._submit([(sequence, True)])
+
+    def shift(self, n: int) -> None:
+        """Forget n tokens after the first few of every sequence and move the rest up."""
+        memory = llama.llama_get_memory(self._context)
+        assert llama.llama_memory_can_shift(memory)
+        for s in range(self._scenario.sequences):
+            assert llama.llama_memory_seq_rm(memory, s, KEPT_TOKENS, KEPT_TOKENS + n)
+            llama.llama_memory_seq_add(memory, s, KEPT_TOKENS + n, -1, -n)
+            self._position[s] -= n
+
+    def copy(self, source: int, target: int) -> None:
+        """Let one sequence go on from where another one is."""
+        memory = llama.llama_get_memory(self._context)
+        llama.llama_memory_seq_rm(memory, target, -1, -1)
+        llama.llama_memory_seq_cp(memory, source, target, -1, -1)
+        self._position[target] = self._position[source]
+
+    def rewind(self, n: int) -> None:
+        """Forget the last n tokens of every sequence."""
+        memory = llama.llama_get_memory(self._context)
+        for s in range(self._scenario.sequences):
+            self._position[s] -= n
+            assert llama.llama_memory_seq_rm(memory, s, self._position[s], -1)
+
+    def adapt(self, *scales: float) -> None:
+        """Switch the scenario's adapters on with these scales; none switches them off."""
+        n = len(scales)
+        adapters = (llama.llama_adapter_lora_p_ctypes * max(n, 1))(*self._adapters[:n])
+        assert llama.llama_set_adapters_lora(self._context, adapters, n, (ctypes.c_float * max(n, 1))(*scales)) == 0
+
+    def reopen(self) -> None:
+        """A new context on the same model."""
+        self._close()
+        self._position = [0] * self._scenario.sequences
+        self._context = self._new_context()
+
+    def set(self, key: str, value: str) -> None:
+        """One of the cache's settings, in the middle of everything."""
+        if self._cache is not None:
+            self._cache.set(key, value)
+
+    def drop(self) -> None:
+        """Empty all slots."""
+        if self._cache is not None:
+            self._cache.clear()
+
+    # ---- below the steps
+
+    def _adapter(self, path: str) -> Any:
+        adapter = llama.llama_adapter_lora_init(self._model._model, path.encode())
+        assert adapter, f"llama.cpp does not take {path}"
+        return adapter
+
+    def _new_context(self) -> Any:
+        scenario = self._scenario
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = scenario.n_ctx, scenario.n_ctx, scenario.n_ubatch
+        params.n_seq_max, params.kv_unified = scenario.sequences, True
+        params.n_threads = params.n_threads_batch = scenario.n_threads
+        params.type_k = params.type_v = KV_TYPES[scenario.kv]
+        params.embeddings = scenario.encoder
+        if scenario.observe_every:
+            params.cb_eval = self._observer
+        context = llama.llama_init_from_model(self._model._model, params)
+        assert context, "no context"
+        return context
+
+    def _close(self) -> None:
+        llama.llama_free(self._context)
+
+    def _observe(self, _node: int, asking: bool, _data: int) -> bool:
+        self._asked += asking
+        return not asking or self._asked % self._scenario.observe_every == 0
+
+    def _submit(self, tokens: Iterable[tuple[int, bool]]) -> None:
+        """Decode one new token for each (sequence, wanted), keeping the rows wanted."""
+        asked = list(tokens)
+        batch = llama.llama_batch_init(len(asked), 0, 1)
+        batch.n_tokens = len(asked)
+        high = min(self._model.n_vocab, 250)
+        for i, (sequence, wanted) in enumerate(asked):
+            batch.token[i], batch.pos[i] = int(self._rng.integers(1, high)), self._position[sequence]
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, wanted
+            self._position[sequence] += 1
+        status = llama.llama_decode(self._context, batch)
+        assert status == 0, f"llama_decode returned {status}"
+        encoder = self._scenario.encoder
+        row_of = llama.llama_get_embeddings_ith if encoder else llama.llama_get_logits_ith
+        width = llama.llama_model_n_embd(self._model._model) if encoder else self._model.n_vocab
+        for i, (_, wanted) in enumerate(asked):
+            if wanted:
+                self.rows.append(np.ctypeslib.as_array(row_of(self._context, i), shape=(width,)).copy())
+        llama.llama_batch_free(batch)
+        if self._scenario.settled:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Return when no promotion has arrived for a while, so that what hits next does not depend on the clock."""
+        if self._cache is None:
+            return
+        arrived, before = self._cache.arrived(), -1
+        while arrived != before:
+            time.sleep(0.0004)
+            arrived, before = self._cache.arrived(), arrived
+
+
+class Loaded:
+    """The last model, kept for the next scenario with the same one in the same places."""
+
+    def __init__(self) -> None:
+        self._log = NativeLog(sys.stderr)
+        self._key: tuple[object, ...] | None = None
+        self._model: ModelHandle | None = None
+
+    def model_of(self, scenario: Scenario) -> ModelHandle:
+        key = (scenario.model, scenario.mmap, scenario.dense_on_device, scenario.experts_on_device)
+        if self._model is None or key != self._key:
+            if self._model is not None:
+                self._model.close()
+            self._key, self._model = key, ModelHandle(Path(scenario.model), self._log, _placement(scenario))
+        return self._model
+
+
+def _placement(scenario: Scenario) -> EngineConfig:
+    on_device = scenario.dense_on_device
+    return EngineConfig(
+        n_ctx=scenario.n_ctx,
+        n_threads=scenario.n_threads,
+        device="EMU0" if on_device else None,
+        gpu_layers=999 if on_device else 0,
+        ram_expert_layers=max(0, 64 - scenario.experts_on_device) if on_device else 0,
+        repack=False,
+        mmap=scenario.mmap,
+    )
+
+
+def _configure(cache: Cache, scenario: Scenario) -> None:
+    """All settings, whatever the scenario before left, and empty slots. The environment may shift a default."""
+    settings = {key: os.environ.get(f"HOTCACHE_{key.upper()}", value) for key, value in DEFAULTS.items()}
+    cache.set("slots", "0")
+    for key, value in (settings | {"slots": DEFAULTS["slots"]} | dict(scenario.cache)).items():
+        cache.set(key, value)
+    cache.clear()
+
+
+def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
+    """Replay what standard input asks for until it ends."""
+    loaded = Loaded()
+    for line in sys.stdin:
+        text, out = line.rstrip("\n").split("\t")
+        scenario = Scenario.from_json(text)
+        print(f"--- {text}", file=sys.stderr, flush=True)
+        model = loaded.model_of(scenario)
+        if cache is not None:
+            _configure(cache, scenario)
+        np.save(out, Replay(scenario, model, cache).run())
+        layers = cache.layers() if cache is not None else []
+        counters = library.total(layers)
+        fewest = min((state.n_slots for state in layers), default=0)
+        answer(json.dumps({"counters": asdict(counters) if counters else None, "fewest_slots": fewest}))
+
+
+def main() -> None:
+    """Register the backends asked for, then serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fast-tier", help="load the plugin with this device as fast tier")
+    parser.add_argument("--emulated", help="register this emulated machine first")
+    options = parser.parse_args()
+    if options.emulated:
+        library.load_backend(library_path(), parse_emulated(options.emulated).environment())
+    cache = Cache(options.fast_tier) if options.fast_tier else None
+    # Standard output belongs to the answers: whatever native code prints goes with the errors.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(cache, lambda reply: print(reply, file=answers, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A process that replays scenarios."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from scenario import Outcome, Scenario
+
+PROGRAM = Path(__file__).with_name("replay.py")
+Run = Callable[[Scenario], Outcome]
+
+
+class Replayer:
+    """One process with its backends. A scenario that kills it fails alone; the next one gets a new process."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._folder, self._options = folder, options
+        self._process: subprocess.Popen[str] | None = None
+        self._said: deque[str] = deque(maxlen=30)
+        self._replayed = 0
+
+    def __call__(self, scenario: Scenario) -> Outcome:
+        process = self._process if self._process and self._process.poll() is None else self._start()
+        assert process.stdin and process.stdout
+        out = self._folder / f"{self._replayed}.npy"
+        self._replayed += 1
+        process.stdin.write(f"{scenario.to_json()}\t{out}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            self.close()
+            raise AssertionError(f"{' '.join(self._options)}: died with {process.returncode}\n{''.join(self._said)}")
+        try:
+            return Outcome.read(out, line)
+        finally:
+            out.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let the process end by itself; it may find something wrong while it frees what it holds."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.stdin
+        process.stdin.close()
+        process.wait(timeout=60)
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROGRAM), *self._options]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # Several threads would make a small model slower, and settle the order of nothing.
+        environment = os.environ | {"OMP_NUM_THREADS": "2"}
+        process = self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        self._said.clear()
+        threading.Thread(target=self._said.extend, args=(process.stderr,), daemon=True).start()
+        return process
