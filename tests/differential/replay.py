@@ -83,10 +83,14 @@ class Replay:
         """Logits [rows, n_vocab]."""
         for name, *arguments in self._scenario.steps:
             getattr(self, str(name))(*arguments)
-        self._close()
+        self.close()
+        return np.stack(self.rows)
+
+    def close(self) -> None:
+        """Free the context and the adapters."""
+        llama.llama_free(self._context)
         for adapter in self._adapters:
             llama.llama_adapter_lora_free(adapter)
-        return np.stack(self.rows)
 
     # ---- steps
 
@@ -139,7 +143,7 @@ class Replay:
 
     def reopen(self) -> None:
         """A new context on the same model."""
-        self._close()
+        llama.llama_free(self._context)
         self._position = [0] * self._scenario.sequences
         self._context = self._new_context()
 
@@ -173,9 +177,6 @@ class Replay:
         context = llama.llama_init_from_model(self._model._model, params)
         assert context, "no context"
         return context
-
-    def _close(self) -> None:
-        llama.llama_free(self._context)
 
     def _observe(self, _node: int, asking: bool, _data: int) -> bool:
         self._asked += asking
@@ -226,11 +227,11 @@ class Loaded:
         if self._model is None or key != self._key:
             if self._model is not None:
                 self._model.close()
-            self._key, self._model = key, ModelHandle(Path(scenario.model), self._log, _placement(scenario))
+            self._key, self._model = key, ModelHandle(Path(scenario.model), self._log, placement(scenario))
         return self._model
 
 
-def _placement(scenario: Scenario) -> EngineConfig:
+def placement(scenario: Scenario) -> EngineConfig:
     on_device = scenario.dense_on_device
     return EngineConfig(
         n_ctx=scenario.n_ctx,
@@ -243,7 +244,7 @@ def _placement(scenario: Scenario) -> EngineConfig:
     )
 
 
-def _configure(cache: Cache, scenario: Scenario) -> None:
+def configure(cache: Cache, scenario: Scenario) -> None:
     """All settings, whatever the scenario before left, and empty slots. The environment may shift a default."""
     settings = {key: os.environ.get(f"HOTCACHE_{key.upper()}", value) for key, value in DEFAULTS.items()}
     cache.set("slots", "0")
@@ -261,12 +262,19 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
         print(f"--- {text}", file=sys.stderr, flush=True)
         model = loaded.model_of(scenario)
         if cache is not None:
-            _configure(cache, scenario)
+            configure(cache, scenario)
         np.save(out, Replay(scenario, model, cache).run())
         layers = cache.layers() if cache is not None else []
         counters = library.total(layers)
         fewest = min((state.n_slots for state in layers), default=0)
         answer(json.dumps({"counters": asdict(counters) if counters else None, "fewest_slots": fewest}))
+
+
+def register(fast_tier: str | None, emulated: str | None) -> Cache | None:
+    """Register the emulated machine, then the plugin; None for stock llama.cpp."""
+    if emulated:
+        library.load_backend(library_path(), parse_emulated(emulated).environment())
+    return Cache(fast_tier) if fast_tier else None
 
 
 def main() -> None:
@@ -275,9 +283,7 @@ def main() -> None:
     parser.add_argument("--fast-tier", help="load the plugin with this device as fast tier")
     parser.add_argument("--emulated", help="register this emulated machine first")
     options = parser.parse_args()
-    if options.emulated:
-        library.load_backend(library_path(), parse_emulated(options.emulated).environment())
-    cache = Cache(options.fast_tier) if options.fast_tier else None
+    cache = register(options.fast_tier, options.emulated)
     # Standard output belongs to the answers: whatever native code prints goes with the errors.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -47,6 +47,7 @@ class Replayer:
         assert process.stdin
         process.stdin.close()
         process.wait(timeout=60)
+        self._listener.join(timeout=10)
 
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, str(PROGRAM), *self._options]
@@ -55,5 +56,6 @@ class Replayer:
         environment = os.environ | {"OMP_NUM_THREADS": "2"}
         process = self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self._said.clear()
-        threading.Thread(target=self._said.extend, args=(process.stderr,), daemon=True).start()
+        self._listener = threading.Thread(target=self._said.extend, args=(process.stderr,), daemon=True)
+        self._listener.start()
         return process
