@@ -1,199 +1,442 @@
-// The whole plugin under stress: several contexts compute one routed FFN at once on an accelerator with an asynchronous
-// queue, while settings change and slots come and go. Every result must equal the CPU's, bit for bit.
+// The whole plugin under stress, as llama.cpp uses it: ggml's scheduler splits a small model's graph between an
+// accelerator, the cache and the CPU. Contexts compute at once while settings change, models come and go, and the
+// device fails. Every result equals the CPU's, bit for bit, or is an error. Driven through public interfaces only.
+//
+// Prints one line a scenario; exits non-zero at the first surprise.
+#include <array>
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <random>
-#include <string>
+#include <map>
+#include <optional>
 #include <thread>
-#include <vector>
 
-#include "backend/backend.h"
-#include "backend/device.h"
-#include "backend/engine.h"
-#include "backend/handles.h"
-#include "ggml-alloc.h"
-
-#define REQUIRE(condition)                                                       \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                        \
-        }                                                                        \
-    } while (false)
+#include "emulator_harness.h"
+#include "hotcache.h"
 
 extern "C" ggml_backend_reg_t emulator_backend_init();  // the emulator's ggml_backend_init, renamed for this program
 
+using namespace harness;
+
 namespace {
 
-constexpr int n_embd = 64, n_ff = 32, n_expert = 12, n_used = 3;
+constexpr int n_width = 64, n_inner = 32, n_experts = 12, n_routed = 3, n_layers = 3, graph_nodes = 256;
 
-struct Weights {
-    hotcache::ContextPtr context;
-    hotcache::BufferPtr buffer;
-    ggml_tensor *gate, *up, *down, *bias;
+ggml_backend_dev_t cache_device() { return ggml_backend_dev_by_name("HOTCACHE"); }
+
+// Where llama.cpp loads expert weights: the first buffer type of an ACCEL device.
+ggml_backend_buffer_type_t expert_type() { return ggml_backend_dev_buffer_type(cache_device()); }
+
+void set_cache(const char * key, const std::string & value) {
+    std::array<char, 256> error{};
+    require(hotcache_set(key, value.c_str(), error.data(), error.size()) == 0, std::string(key) + ": " + error.data());
+}
+
+std::vector<hotcache_layer> layers() {
+    std::vector<hotcache_layer> found(hotcache_layers(nullptr, 0));
+    found.resize(std::min(found.size(), hotcache_layers(found.data(), found.size())));
+    return found;
+}
+
+int64_t total(int64_t hotcache_layer::*counter) {
+    int64_t sum = 0;
+    for (const hotcache_layer & layer : layers()) { sum += layer.*counter; }
+    return sum;
+}
+
+// ---- a model of three layers: separate projections with a bias, fused ones, and experts named by the input
+
+struct LayerWeights {
+    ggml_tensor *norm, *router, *shared;
+    ggml_tensor *gate, *up, *gate_up, *down, *bias;
 };
 
-Weights make_weights(ggml_backend_buffer_type_t buft) {
-    Weights w;
-    w.context = hotcache::make_context(8);
-    ggml_context * c = w.context.get();
-    w.gate = ggml_new_tensor_3d(c, GGML_TYPE_Q8_0, n_embd, n_ff, n_expert);
-    w.up = ggml_new_tensor_3d(c, GGML_TYPE_Q8_0, n_embd, n_ff, n_expert);
-    w.down = ggml_new_tensor_3d(c, GGML_TYPE_F16, n_ff, n_embd, n_expert);
-    w.bias = ggml_new_tensor_2d(c, GGML_TYPE_F32, n_embd, n_expert);
-    ggml_set_name(w.gate, "blk.0.ffn_gate_exps.weight");
-    ggml_set_name(w.up, "blk.0.ffn_up_exps.weight");
-    ggml_set_name(w.down, "blk.0.ffn_down_exps.weight");
-    ggml_set_name(w.bias, "blk.0.ffn_down_exps.bias");
-    w.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(c, buft));
-    REQUIRE(w.buffer != nullptr);
-    ggml_backend_buffer_set_usage(w.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    std::mt19937 rng(3);
-    std::normal_distribution<float> normal;
-    for (ggml_tensor * t : {w.gate, w.up, w.down, w.bias}) {
-        std::vector<float> values(static_cast<size_t>(ggml_nelements(t)));
-        for (float & v : values) { v = normal(rng) * 0.2F; }
-        std::vector<char> data(ggml_nbytes(t));
-        ggml_quantize_chunk(t->type, values.data(), data.data(), 0, ggml_nrows(t), t->ne[0], nullptr);
-        if (t->type == GGML_TYPE_F32) { std::memcpy(data.data(), values.data(), data.size()); }
-        ggml_backend_tensor_set(t, data.data(), 0, data.size());
+class Model {
+public:
+    Model(ggml_backend_buffer_type_t dense_type, ggml_backend_buffer_type_t expert_type) {
+        ggml_context * dense = dense_context_.get();
+        ggml_context * experts = expert_context_.get();
+        for (int i = 0; i < n_layers; ++i) {
+            LayerWeights & w = layers_[static_cast<size_t>(i)];
+            w.norm = ggml_new_tensor_1d(dense, GGML_TYPE_F32, n_width);
+            w.router = ggml_new_tensor_2d(dense, GGML_TYPE_F32, n_width, n_experts);
+            w.shared = ggml_new_tensor_2d(dense, GGML_TYPE_Q8_0, n_width, n_width);
+            if (i == 1) {
+                w.gate_up = named(ggml_new_tensor_3d(experts, GGML_TYPE_Q8_0, n_width, 2 * n_inner, n_experts), i, "gate_up");
+            } else {
+                w.gate = named(ggml_new_tensor_3d(experts, GGML_TYPE_Q4_0, n_width, n_inner, n_experts), i, "gate");
+                w.up = named(ggml_new_tensor_3d(experts, GGML_TYPE_Q4_0, n_width, n_inner, n_experts), i, "up");
+            }
+            w.down = named(ggml_new_tensor_3d(experts, GGML_TYPE_F16, n_inner, n_width, n_experts), i, "down");
+            if (i == 0) {
+                w.bias = ggml_new_tensor_2d(experts, GGML_TYPE_F32, n_width, n_experts);
+                ggml_set_name(w.bias, "blk.0.ffn_down_exps.bias");
+            }
+        }
+        fill(dense, dense_buffer_, dense_type, 100);
+        fill(experts, expert_buffer_, expert_type, 200);
     }
-    return w;
-}
+
+    const LayerWeights & layer(int i) const { return layers_[static_cast<size_t>(i)]; }
+
+private:
+    static ggml_tensor * named(ggml_tensor * tensor, int layer, const char * part) {
+        ggml_format_name(tensor, "blk.%d.ffn_%s_exps.weight", layer, part);
+        return tensor;
+    }
+
+    static void fill(ggml_context * context, Buffer & buffer, ggml_backend_buffer_type_t type, unsigned seed) {
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context, type));
+        require(buffer != nullptr, "memory for weights");
+        ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        for (ggml_tensor * t = ggml_get_first_tensor(context); t != nullptr; t = ggml_get_next_tensor(context, t)) {
+            Floats values = random_floats(static_cast<size_t>(ggml_nelements(t)), seed++);
+            for (float & value : values) { value *= 0.2F; }
+            Bytes data(ggml_nbytes(t));
+            if (t->type == GGML_TYPE_F32) {
+                std::memcpy(data.data(), values.data(), data.size());
+            } else {
+                ggml_quantize_chunk(t->type, values.data(), data.data(), 0, ggml_nrows(t), t->ne[0], nullptr);
+            }
+            ggml_backend_tensor_set(t, data.data(), 0, data.size());
+        }
+    }
+
+    Context dense_context_ = new_context();
+    Context expert_context_ = new_context();
+    Buffer dense_buffer_;
+    Buffer expert_buffer_;
+    std::array<LayerWeights, n_layers> layers_{};
+};
+
+// ---- one step of decoding or of a prompt
 
 struct Step {
     int n_tokens;
-    std::vector<float> x;
-    std::vector<int32_t> ids;
-    std::vector<float> routing;
+    Floats x;
+    std::vector<int32_t> ids;  // of the last layer: few experts often, one of them twice in a token now and then
 };
 
 Step random_step(std::mt19937 & rng) {
-    const int sizes[] = {1, 1, 1, 2, 5, 31, 32, 40};
-    Step step;
-    step.n_tokens = sizes[rng() % 8];
-    std::normal_distribution<float> normal;
-    for (int i = 0; i < step.n_tokens * n_embd; ++i) { step.x.push_back(normal(rng)); }
-    for (int i = 0; i < step.n_tokens * n_used; ++i) {
-        step.routing.push_back(normal(rng));
-        // Few experts often, all of them sometimes, one of them twice in a token now and then.
-        step.ids.push_back(static_cast<int32_t>(std::min(rng() % n_expert, rng() % n_expert)));
+    constexpr std::array sizes = {1, 1, 1, 1, 2, 5, 31, 32, 40};
+    Step step{sizes[rng() % sizes.size()], {}, {}};
+    step.x = random_floats(static_cast<size_t>(step.n_tokens * n_width), static_cast<unsigned>(rng()));
+    for (int i = 0; i < step.n_tokens * n_routed; ++i) {
+        step.ids.push_back(static_cast<int32_t>(std::min(rng() % n_experts, rng() % n_experts)));
     }
     return step;
 }
 
-// Computes a step as llama.cpp builds it, through a scheduler over `backends`.
-std::vector<float> compute(std::vector<ggml_backend_t> backends, const Weights & w, const Step & step) {
-    auto context = hotcache::make_context(64, 64);
-    ggml_context * c = context.get();
-    const int n = step.n_tokens;
-    ggml_tensor * x = ggml_new_tensor_3d(c, GGML_TYPE_F32, n_embd, 1, n);
-    ggml_tensor * ids = ggml_new_tensor_2d(c, GGML_TYPE_I32, n_used, n);
-    ggml_tensor * routing = ggml_new_tensor_3d(c, GGML_TYPE_F32, 1, n_used, n);
-    for (ggml_tensor * t : {x, ids, routing}) { ggml_set_input(t); }
-    ggml_cgraph * graph = ggml_new_graph_custom(c, 64, false);
-    ggml_tensor * act = ggml_swiglu_split(c, ggml_mul_mat_id(c, w.gate, x, ids), ggml_mul_mat_id(c, w.up, x, ids));
-    ggml_tensor * out = ggml_add_id(c, ggml_mul_mat_id(c, w.down, act, ids), w.bias, ids);
-    out = ggml_mul(c, out, routing);
-    ggml_tensor * sum = nullptr;
-    for (int k = 0; k < n_used; ++k) {
-        ggml_tensor * part = ggml_view_2d(c, out, n_embd, n, out->nb[2], static_cast<size_t>(k) * out->nb[1]);
-        sum = sum == nullptr ? part : ggml_add(c, sum, part);
+// The graph of a batch size, built once and computed many times while the scheduler keeps it.
+struct Graph {
+    Context context = Context(ggml_init({1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(graph_nodes, false),
+                                         nullptr, true}));
+    ggml_cgraph * nodes = ggml_new_graph_custom(context.get(), graph_nodes, false);
+    ggml_tensor *x, *ids, *out;
+
+    Graph(const Model & model, int n_tokens) {
+        ggml_context * c = context.get();
+        x = ggml_new_tensor_2d(c, GGML_TYPE_F32, n_width, n_tokens);
+        ids = ggml_new_tensor_2d(c, GGML_TYPE_I32, n_routed, n_tokens);
+        ggml_set_input(x);
+        ggml_set_input(ids);
+        out = x;
+        for (int i = 0; i < n_layers; ++i) { out = layer(model.layer(i), i + 1 == n_layers ? ids : nullptr); }
+        ggml_set_output(out);
+        ggml_build_forward_expand(nodes, out);
     }
-    ggml_set_output(sum);
-    ggml_build_forward_expand(graph, sum);
 
-    ggml_backend_sched_t sched =
-        ggml_backend_sched_new(backends.data(), nullptr, static_cast<int>(backends.size()), 256, false, false);
-    REQUIRE(ggml_backend_sched_alloc_graph(sched, graph));
-    ggml_backend_tensor_set(x, step.x.data(), 0, ggml_nbytes(x));
-    ggml_backend_tensor_set(ids, step.ids.data(), 0, ggml_nbytes(ids));
-    ggml_backend_tensor_set(routing, step.routing.data(), 0, ggml_nbytes(routing));
-    REQUIRE(ggml_backend_sched_graph_compute(sched, graph) == GGML_STATUS_SUCCESS);
-    std::vector<float> result(static_cast<size_t>(n) * n_embd);
-    ggml_backend_tensor_get(sum, result.data(), 0, result.size() * sizeof(float));
-    ggml_backend_sched_free(sched);
-    return result;
-}
+private:
+    // As llama.cpp builds it: the router's weights first, then the routed FFN, then what every token passes through.
+    ggml_tensor * layer(const LayerWeights & w, ggml_tensor * given_ids) {
+        ggml_context * c = context.get();
+        const int64_t n_tokens = out->ne[1];
+        ggml_tensor * normed = ggml_mul(c, ggml_rms_norm(c, out, 1e-6F), w.norm);
+        ggml_tensor * probabilities = ggml_soft_max(c, ggml_mul_mat(c, w.router, normed));
+        ggml_tensor * routed = given_ids;
+        ggml_tensor * weights = nullptr;
+        if (given_ids == nullptr) {
+            routed = ggml_argsort_top_k(c, probabilities, n_routed);
+            weights = ggml_get_rows(c, ggml_reshape_3d(c, probabilities, 1, n_experts, n_tokens), routed);
+        } else {
+            ggml_tensor * some = ggml_view_2d(c, probabilities, n_routed, n_tokens, probabilities->nb[1], 0);
+            weights = ggml_reshape_3d(c, ggml_cont(c, some), 1, n_routed, n_tokens);
+        }
+        ggml_build_forward_expand(nodes, weights);
 
-// One thread: the sanitizers cannot see into ggml's own thread pool.
-hotcache::BackendPtr cpu_backend() {
-    hotcache::BackendPtr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu.get()));
-    auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
-        ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
-    set_threads(cpu.get(), 1);
-    return cpu;
-}
+        ggml_tensor * row = ggml_reshape_3d(c, normed, n_width, 1, n_tokens);
+        ggml_tensor * gate = nullptr;
+        ggml_tensor * up = nullptr;
+        if (w.gate_up != nullptr) {
+            ggml_tensor * both = ggml_mul_mat_id(c, w.gate_up, row, routed);
+            gate = ggml_view_3d(c, both, n_inner, n_routed, n_tokens, both->nb[1], both->nb[2], 0);
+            up = ggml_view_3d(c, both, n_inner, n_routed, n_tokens, both->nb[1], both->nb[2], n_inner * both->nb[0]);
+        } else {
+            up = ggml_mul_mat_id(c, w.up, row, routed);
+            gate = ggml_mul_mat_id(c, w.gate, row, routed);
+        }
+        ggml_tensor * pairs = ggml_mul_mat_id(c, w.down, ggml_swiglu_split(c, gate, up), routed);
+        if (w.bias != nullptr) { pairs = ggml_add_id(c, pairs, w.bias, routed); }
+        pairs = ggml_mul(c, pairs, weights);
+        ggml_build_forward_expand(nodes, pairs);
+        ggml_tensor * sum = nullptr;
+        for (int64_t k = 0; k < n_routed; ++k) {
+            ggml_tensor * part = ggml_view_2d(c, pairs, n_width, n_tokens, pairs->nb[2], static_cast<size_t>(k) * pairs->nb[1]);
+            ggml_build_forward_expand(nodes, part);
+            sum = sum == nullptr ? part : ggml_add(c, sum, part);
+            ggml_build_forward_expand(nodes, sum);
+        }
+        return ggml_add(c, ggml_add(c, sum, ggml_mul_mat(c, w.shared, normed)), out);
+    }
+};
 
-void decode(const Weights & plain, const Weights & cached, unsigned seed, int steps) {
-    hotcache::BackendPtr cpu = cpu_backend();
-    hotcache::BackendPtr hot(ggml_backend_dev_init(ggml_backend_reg_dev_get(hotcache::registry(), 0), nullptr));
-    REQUIRE(hot != nullptr);
-    hotcache::set_n_threads(hot.get(), 1);
+struct SchedulerFree {
+    void operator()(ggml_backend_sched_t scheduler) const { ggml_backend_sched_free(scheduler); }
+};
+
+enum class Dense { on_host, on_device };
+
+// What llama.cpp calls a context: backends of its own and a scheduler over them.
+class Decoder {
+public:
+    // Stock: the CPU alone.
+    explicit Decoder(const Model & model) : model_(model) { start(); }
+
+    Decoder(const Model & model, Dense dense) : model_(model) {
+        if (dense == Dense::on_device) { own_.push_back(backend_named("EMU0")); }
+        own_.emplace_back(ggml_backend_dev_init(cache_device(), nullptr));
+        require(own_.back() != nullptr, "a backend of the cache");
+        set_threads(own_.back().get(), 1);
+        start();
+    }
+
+    // Nothing when the computation failed.
+    std::optional<Floats> operator()(const Step & step, bool observed = false) {
+        Graph & graph = graph_of(step.n_tokens);
+        ggml_backend_sched_set_eval_callback(scheduler_.get(), observed ? every_third : nullptr, &asked_);
+        ggml_backend_tensor_set(graph.x, step.x.data(), 0, ggml_nbytes(graph.x));
+        ggml_backend_tensor_set(graph.ids, step.ids.data(), 0, ggml_nbytes(graph.ids));
+        if (ggml_backend_sched_graph_compute(scheduler_.get(), graph.nodes) != GGML_STATUS_SUCCESS) { return {}; }
+        Floats out(static_cast<size_t>(ggml_nelements(graph.out)));
+        ggml_backend_tensor_get(graph.out, out.data(), 0, ggml_nbytes(graph.out));
+        return out;
+    }
+
+    int splits() const { return ggml_backend_sched_get_n_splits(scheduler_.get()); }
+
+private:
+    void start() {
+        own_.push_back(backend_named("CPU"));
+        set_threads(own_.back().get(), 1);  // the sanitizers cannot see into ggml's own thread pool
+        std::vector<ggml_backend_t> backends;
+        for (const Backend & backend : own_) { backends.push_back(backend.get()); }
+        const auto count = static_cast<int>(backends.size());
+        scheduler_.reset(ggml_backend_sched_new(backends.data(), nullptr, count, 2 * graph_nodes, false, true));
+    }
+
+    // A new batch size is a new graph; the same one again is computed as it stands, as llama.cpp does.
+    Graph & graph_of(int n_tokens) {
+        if (graph_ != nullptr && graph_->x->ne[1] == n_tokens && ++reused_ % 8 != 0) { return *graph_; }
+        graph_ = std::make_unique<Graph>(model_, n_tokens);
+        ggml_backend_sched_reset(scheduler_.get());
+        require(ggml_backend_sched_alloc_graph(scheduler_.get(), graph_->nodes), "memory for the graph");
+        return *graph_;
+    }
+
+    static bool every_third(ggml_tensor *, bool asking, void * asked) {
+        return !asking || ++*static_cast<int *>(asked) % 3 == 0;
+    }
+
+    const Model & model_;
+    std::vector<Backend> own_;
+    std::unique_ptr<ggml_backend_sched, SchedulerFree> scheduler_;
+    std::unique_ptr<Graph> graph_;
+    int reused_ = 0;
+    int asked_ = 0;
+};
+
+// The same weights three times: for stock, and for the cache beside either place of the dense part.
+struct World {
+    Model stock{ggml_backend_dev_buffer_type(ggml_backend_dev_by_name("CPU")),
+                ggml_backend_dev_buffer_type(ggml_backend_dev_by_name("CPU"))};
+    Model host{ggml_backend_dev_buffer_type(ggml_backend_dev_by_name("CPU")), expert_type()};
+    Model device{ggml_backend_dev_buffer_type(ggml_backend_dev_by_name("EMU0")), expert_type()};
+
+    const Model & with(Dense dense) const { return dense == Dense::on_device ? device : host; }
+};
+
+void decode(const World & world, Dense dense, unsigned seed, int steps) {
+    Decoder stock(world.stock);
+    Decoder cached(world.with(dense), dense);
     std::mt19937 rng(seed);
     for (int i = 0; i < steps; ++i) {
         const Step step = random_step(rng);
-        const auto expected = compute({cpu.get()}, plain, step);
-        const auto got = compute({hot.get(), cpu.get()}, cached, step);
-        REQUIRE(expected.size() == got.size());
-        REQUIRE(std::memcmp(expected.data(), got.data(), got.size() * sizeof(float)) == 0);
+        const auto got = cached(step, rng() % 6 == 0);
+        require(got.has_value() && same_bits(*got, *stock(step)), "step " + std::to_string(i) + " equals stock's");
     }
 }
 
-void change_settings(std::atomic<bool> & stop) {
-    hotcache::Engine & engine = *hotcache::engine();
+// ---- scenarios
+
+void usual_settings() {
+    for (const auto & [key, value] : {std::pair{"device", "EMU0"}, {"slots", "4"}, {"interval", "1"}, {"dwell", "0"},
+                                      {"min_sightings", "1"}, {"promotions", "2"}, {"policy", "heat"}, {"guard", "0"},
+                                      {"path", "auto"}, {"prefill", "auto"}, {"hysteresis", "1.25"}}) {
+        set_cache(key, value);
+    }
+    hotcache_clear();
+}
+
+void one_context_hits_and_misses(const World & world, Dense dense, int steps) {
+    usual_settings();
+    decode(world, dense, 1, steps);
+    require(layers().size() == n_layers, "every layer has slots");
+    for (const hotcache_layer & layer : layers()) { require(layer.n_slots == 4, "as many as asked for"); }
+    require(total(&hotcache_layer::hits) > steps, "hits");
+    require(total(&hotcache_layer::misses) > steps, "misses");
+    require(total(&hotcache_layer::promotions) > 4 * n_layers, "promotions");
+}
+
+void change_settings(const std::atomic<bool> & stop) {
     std::mt19937 rng(99);
-    while (!stop.load()) {
-        switch (rng() % 8) {
-            case 0: REQUIRE(engine.set("slots", std::to_string(rng() % 14)).empty()); break;
-            case 1: REQUIRE(engine.set("policy", rng() % 2 == 0 ? "lru" : "heat").empty()); break;
-            case 2: REQUIRE(engine.set("promotions", std::to_string(rng() % 5)).empty()); break;
-            case 3: REQUIRE(engine.set("interval", std::to_string(1 + rng() % 4)).empty()); break;
-            case 4: engine.reset_counters(); break;
-            case 5: engine.clear(); break;
-            case 6: REQUIRE(!engine.set("device", "no such device").empty()); break;
-            default: engine.reports(); break;
+    const auto one_of = [&](const std::vector<const char *> & values) { return values[rng() % values.size()]; };
+    while (!stop) {
+        switch (rng() % 12) {
+            case 0: set_cache("slots", std::to_string(rng() % 14)); break;
+            case 1: set_cache("policy", one_of({"lru", "heat", "static"})); break;
+            case 2: set_cache("promotions", std::to_string(rng() % 5)); break;
+            case 3: set_cache("interval", std::to_string(1 + rng() % 4)); break;
+            case 4: hotcache_reset_counters(); break;
+            case 5: hotcache_clear(); break;
+            case 6: set_cache("path", one_of({"host", "device", "auto"})); break;
+            case 7: set_cache("prefill", one_of({"scheduler", "cold", "stream", "auto"})); break;
+            case 8: set_cache("guard", one_of({"0", "1"})); break;
+            case 9: set_cache("reserve", one_of({"0", "1000000", "auto"})); break;
+            case 10:
+                require(hotcache_set("device", "no such device", nullptr, 0) != 0, "nonsense is refused");
+                break;
+            default: layers(); break;
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
+}
+
+// Four contexts, and a model that comes and goes beside them with its buffers.
+void contexts_compute_while_everything_changes(const World & world, int steps) {
+    usual_settings();
+    std::atomic<bool> stop{false};
+    std::thread settings([&] { change_settings(stop); });
+    std::thread visitors([&] {
+        for (unsigned i = 0; !stop; ++i) {
+            const World visiting;
+            decode(visiting, i % 2 == 0 ? Dense::on_host : Dense::on_device, i, 4);
+        }
+    });
+    std::vector<std::thread> contexts;
+    for (unsigned i = 0; i < 4; ++i) {
+        contexts.emplace_back([&, i] { decode(world, i % 2 == 0 ? Dense::on_host : Dense::on_device, 10 + i, steps); });
+    }
+    for (std::thread & context : contexts) { context.join(); }
+    stop = true;
+    settings.join();
+    visitors.join();
+}
+
+void no_expert_of_that_number(const World & world, Dense dense) {
+    usual_settings();
+    Decoder stock(world.stock);
+    Decoder cached(world.with(dense), dense);
+    std::mt19937 rng(4);
+    Step good = random_step(rng);
+    while (good.n_tokens != 2) { good = random_step(rng); }
+    for (const int32_t id : {-1, n_experts, INT32_MIN, INT32_MAX}) {
+        for (int i = 0; i < 3; ++i) { require(same_bits(*cached(good), *stock(good)), "right before"); }
+        Step bad = good;
+        bad.ids[1] = id;
+        require(!cached(bad).has_value(), "an error, not a crash");
+    }
+    require(same_bits(*cached(good), *stock(good)), "right after");
+}
+
+void refused_memory_means_fewer_slots(const World & world, int steps) {
+    for (const char * every : {"1", "2", "3"}) {
+        usual_settings();
+        set("EMU_REFUSE_ALLOC_EVERY", every);
+        decode(world, Dense::on_host, 7, steps);
+        set("EMU_REFUSE_ALLOC_EVERY", "0");
+        for (const hotcache_layer & layer : layers()) { require(layer.n_slots <= 4, "fewer or as many"); }
+    }
+    usual_settings();
+    set("EMU_VRAM_STOLEN_MIB", "1000");
+    decode(world, Dense::on_host, 8, steps);
+    require(total(&hotcache_layer::slot_bytes) == 0, "no room, no slots");
+    set("EMU_VRAM_STOLEN_MIB", "0");
+}
+
+// Right or an error, and right again when the fault is over. Returns how many steps failed.
+int decode_with_faults(const World & world, Dense dense, unsigned seed, int steps) {
+    Decoder stock(world.stock);
+    Decoder cached(world.with(dense), dense);
+    std::mt19937 rng(seed);
+    int failed = 0;
+    for (int i = 0; i < steps; ++i) {
+        const Step step = random_step(rng);
+        const auto got = cached(step);
+        failed += got.has_value() ? 0 : 1;
+        require(!got.has_value() || same_bits(*got, *stock(step)), "an error or the right answer");
+    }
+    return failed;
+}
+
+void failing_graphs_never_give_wrong_answers(const World & world, Dense dense, int steps) {
+    usual_settings();
+    for (const char * every : {"2", "7", "31"}) {
+        set("EMU_FAIL_GRAPH_EVERY", every);
+        decode_with_faults(world, dense, 21, steps);
+        set("EMU_FAIL_GRAPH_EVERY", "0");
+        decode(world, dense, 22, steps);
+    }
+    // Pins that a failure left behind would keep every expert where it is.
+    set_cache("policy", "lru");
+    set_cache("hysteresis", "1");
+    const int64_t evicted = total(&hotcache_layer::evictions);
+    decode(world, dense, 23, steps);
+    require(total(&hotcache_layer::evictions) > evicted, "experts still move");
+}
+
+// For good, so these come last. Results on the device are out of reach then; those on the host are right or errors.
+void a_lost_device_never_gives_wrong_answers(const World & world, int steps) {
+    usual_settings();
+    set("EMU_LOST_AFTER_GRAPHS", "40");
+    decode_with_faults(world, Dense::on_host, 31, steps);
+    require(counters().failed_graphs > 0, "the device is gone");
+    decode_with_faults(world, Dense::on_host, 32, steps);
+    hotcache_clear();
+    decode_with_faults(world, Dense::on_host, 33, steps);
+    set_cache("slots", "0");
+    decode(world, Dense::on_host, 34, steps);
 }
 
 }  // namespace
 
 int main(int argc, char ** argv) {
     const int steps = argc > 1 ? std::atoi(argv[1]) : 100;
-    ggml_backend_reg_t emulator = emulator_backend_init();
-    REQUIRE(emulator != nullptr && hotcache::registry() != nullptr);
-    ggml_backend_register(emulator);
-    ggml_backend_register(hotcache::registry());
-    hotcache::Engine & engine = *hotcache::engine();
-    for (const auto & [key, value] : {std::pair("device", "EMU0"), {"slots", "4"}, {"interval", "1"}, {"dwell", "0"}}) {
-        REQUIRE(engine.set(key, value).empty());
-    }
-
-    ggml_backend_dev_t device = ggml_backend_reg_dev_get(hotcache::registry(), 0);
-    hotcache::BackendPtr cpu = cpu_backend();
-    const Weights plain = make_weights(ggml_backend_get_default_buffer_type(cpu.get()));
+    ggml_backend_register(emulator_backend_init());
+    ggml_backend_register(ggml_backend_init());
     {
-        const Weights cached = make_weights(ggml_backend_dev_buffer_type(device));
-        decode(plain, cached, 1, steps);
-        const auto reports = engine.reports();
-        REQUIRE(reports.size() == 1 && reports[0].n_slots == 4);
-        REQUIRE(reports[0].counters.hits > 0 && reports[0].counters.misses > 0 && reports[0].counters.promotions > 4);
-
-        std::atomic<bool> stop{false};
-        std::thread settings([&] { change_settings(stop); });
-        std::vector<std::thread> contexts;
-        for (unsigned i = 0; i < 3; ++i) { contexts.emplace_back([&, i] { decode(plain, cached, 10 + i, steps); }); }
-        for (std::thread & t : contexts) { t.join(); }
-        stop = true;
-        settings.join();
+        const World world;
+#define RUN(scenario, ...) run(#scenario, [&] { scenario(world, ##__VA_ARGS__); })
+        RUN(one_context_hits_and_misses, Dense::on_host, steps);
+        RUN(one_context_hits_and_misses, Dense::on_device, steps);
+        RUN(contexts_compute_while_everything_changes, steps);
+        RUN(no_expert_of_that_number, Dense::on_host);
+        RUN(no_expert_of_that_number, Dense::on_device);
+        RUN(refused_memory_means_fewer_slots, steps / 4);
+        RUN(failing_graphs_never_give_wrong_answers, Dense::on_host, steps / 4);
+        RUN(failing_graphs_never_give_wrong_answers, Dense::on_device, steps / 4);
+        RUN(a_lost_device_never_gives_wrong_answers, steps / 4);
+#undef RUN
     }
     // The weights are gone, and their slots with them.
-    REQUIRE(engine.reports().empty());
-    std::printf("4 x %d steps\n", steps);
+    require(layers().empty(), "no layer is left");
+    std::printf("all scenarios passed\n");
     return 0;
 }
