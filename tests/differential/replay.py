@@ -17,6 +17,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+from machine import Machine
 from scenario import Scenario
 
 from moetune.engine import library
@@ -30,6 +31,7 @@ KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
 KEPT_TOKENS = 4
 # Every setting a scenario may leave out. Slots fill fast and change hands often, which is where mistakes would show.
 DEFAULTS = {
+    "device": "",
     "slots": "6",
     "bytes": "0",
     "cold_device": "",
@@ -55,8 +57,34 @@ DEFAULTS = {
 }
 
 
+class NeverDecoded(Exception):
+    """A decode was refused as often as it was tried."""
+
+
 class Cache(library.HotCache):
     """The plugin with what only tests want of it."""
+
+    def try_set(self, key: bytes | None, value: bytes | None) -> str:
+        """What the plugin says to a value; empty when it takes it."""
+        error = ctypes.create_string_buffer(8192)
+        failed = self._lib.hotcache_set(key, value, error, len(error)) != 0
+        assert failed == bool(error.value)
+        return error.value.decode(errors="replace")
+
+    def misused(self) -> list[str]:
+        """Answers to null keys and values, to rooms too small for the answer, and to no room at all."""
+        answers = [self.try_set(None, b"1"), self.try_set(b"slots", None), self.try_set(None, None)]
+        for room in (1, 2, 10):
+            error = ctypes.create_string_buffer(b"x" * 64, 64)
+            assert self._lib.hotcache_set(b"slots", b"many", error, room) != 0
+            assert len(error.value) == room - 1
+            assert error.raw[room:] == (b"x" * 64)[room:], "written beyond its room"
+        assert self._lib.hotcache_set(b"slots", b"many", None, 0) != 0
+        assert self._lib.hotcache_layers(None, 0) == len(self.layers())
+        return answers
+
+    def slot_bytes(self) -> int:
+        return sum(state.slot_bytes for state in self.layers())
 
     def clear(self) -> None:
         self._lib.hotcache_clear()
@@ -74,15 +102,22 @@ class Replay:
         self._rng = np.random.default_rng(7)
         self._position = [0] * scenario.sequences
         self._asked = 0
+        self.failures = 0
+        self.answers: list[str] = []
+        self.slot_bytes: list[int] = []
         self._observer = llama.ggml_backend_sched_eval_callback(self._observe)
+        self._aborter = llama.ggml_abort_callback(lambda _data: True)
         self._adapters = [self._adapter(path) for path in scenario.loras]
         self.rows: list[np.ndarray] = []
         self._context = self._new_context()
 
     def run(self) -> np.ndarray:
         """Logits [rows, n_vocab]."""
-        for name, *arguments in self._scenario.steps:
-            getattr(self, str(name))(*arguments)
+        try:
+            for name, *arguments in self._scenario.steps:
+                getattr(self, str(name))(*arguments)
+        except NeverDecoded:
+            print("given up", file=sys.stderr)
         self.close()
         return np.stack(self.rows)
 
@@ -111,6 +146,19 @@ class Replay:
         """n times one token of one sequence."""
         for _ in range(n):
             self._submit([(sequence, True)])
+
+    def insist(self, n: int, tries: int) -> None:
+        """n tokens of every sequence, each again and again until it decodes. The scenario ends after so many tries."""
+        for _ in range(n):
+            self._submit([(s, True) for s in range(self._scenario.sequences)], tries)
+
+    def abort(self) -> None:
+        """A token whose decoding somebody aborts, then the same once more."""
+        before, never = self.failures, llama.ggml_abort_callback(0)
+        llama.llama_set_abort_callback(self._context, self._aborter, None)
+        tokens = [(s, True) for s in range(self._scenario.sequences)]
+        self._submit(tokens, 2, lambda: llama.llama_set_abort_callback(self._context, never, None))
+        assert self.failures > before, "nothing was aborted"
 
     def shift(self, n: int) -> None:
         """Forget n tokens after the first few of every sequence and move the rest up."""
@@ -152,6 +200,31 @@ class Replay:
         if self._cache is not None:
             self._cache.set(key, value)
 
+    def try_set(self, key: str, value: str) -> None:
+        """As `set`, for values that may be refused."""
+        if self._cache is not None:
+            self.answers.append(self._cache.try_set(key.encode(), value.encode()))
+
+    def restore(self, key: str) -> None:
+        """Back to what the scenario began with."""
+        if self._cache is not None:
+            self._cache.set(key, dict(settings_of(self._scenario))[key])
+
+    def fault(self, variable: str, value: str | int) -> None:
+        """Something happens to the emulated machine."""
+        if self._cache is not None:
+            Machine().set(variable, value)
+
+    def look(self) -> None:
+        """Note the bytes that slots take now."""
+        if self._cache is not None:
+            self.slot_bytes.append(self._cache.slot_bytes())
+
+    def misuse(self) -> None:
+        """Calls that a careful caller does not make; the answers tell what came of each."""
+        if self._cache is not None:
+            self.answers += self._cache.misused()
+
     def drop(self) -> None:
         """Empty all slots."""
         if self._cache is not None:
@@ -182,8 +255,13 @@ class Replay:
         self._asked += asking
         return not asking or self._asked % self._scenario.observe_every == 0
 
-    def _submit(self, tokens: Iterable[tuple[int, bool]]) -> None:
-        """Decode one new token for each (sequence, wanted), keeping the rows wanted."""
+    def _submit(
+        self, tokens: Iterable[tuple[int, bool]], tries: int | None = None, between: Callable[[], None] = lambda: None
+    ) -> None:
+        """Decode one new token for each (sequence, wanted), keeping the rows wanted.
+
+        It must succeed, or within so many tries, with a call of `between` before each; else NeverDecoded.
+        """
         asked = list(tokens)
         batch = llama.llama_batch_init(len(asked), 0, 1)
         batch.n_tokens = len(asked)
@@ -192,8 +270,13 @@ class Replay:
             batch.token[i], batch.pos[i] = int(self._rng.integers(1, high)), self._position[sequence]
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, wanted
             self._position[sequence] += 1
-        status = llama.llama_decode(self._context, batch)
-        assert status == 0, f"llama_decode returned {status}"
+        while (status := llama.llama_decode(self._context, batch)) != 0:
+            assert tries is not None, f"llama_decode returned {status}"
+            self.failures += 1
+            tries -= 1
+            if tries == 0:
+                raise NeverDecoded
+            between()
         encoder = self._scenario.encoder
         row_of = llama.llama_get_embeddings_ith if encoder else llama.llama_get_logits_ith
         width = llama.llama_model_n_embd(self._model._model) if encoder else self._model.n_vocab
@@ -244,11 +327,16 @@ def placement(scenario: Scenario) -> EngineConfig:
     )
 
 
+def settings_of(scenario: Scenario) -> dict[str, str]:
+    """Every setting of the cache: a scenario's own, or the environment's, or the default."""
+    usual = {key: os.environ.get(f"HOTCACHE_{key.upper()}", value) for key, value in DEFAULTS.items()}
+    return usual | {"slots": DEFAULTS["slots"]} | dict(scenario.cache)
+
+
 def configure(cache: Cache, scenario: Scenario) -> None:
-    """All settings, whatever the scenario before left, and empty slots. The environment may shift a default."""
-    settings = {key: os.environ.get(f"HOTCACHE_{key.upper()}", value) for key, value in DEFAULTS.items()}
+    """All settings, whatever the scenario before left, and empty slots."""
     cache.set("slots", "0")
-    for key, value in (settings | {"slots": DEFAULTS["slots"]} | dict(scenario.cache)).items():
+    for key, value in settings_of(scenario).items():
         cache.set(key, value)
     cache.clear()
 
@@ -260,14 +348,26 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
         text, out = line.rstrip("\n").split("\t")
         scenario = Scenario.from_json(text)
         print(f"--- {text}", file=sys.stderr, flush=True)
+        machine = Machine() if library.device_handle("EMU0") is not None else None
+        before = machine.counters() if machine else {}
+        if machine:
+            machine.repair()
         model = loaded.model_of(scenario)
         if cache is not None:
             configure(cache, scenario)
-        np.save(out, Replay(scenario, model, cache).run())
+        replay = Replay(scenario, model, cache)
+        np.save(out, replay.run())
         layers = cache.layers() if cache is not None else []
         counters = library.total(layers)
-        fewest = min((state.n_slots for state in layers), default=0)
-        answer(json.dumps({"counters": asdict(counters) if counters else None, "fewest_slots": fewest}))
+        report = {
+            "counters": asdict(counters) if counters else None,
+            "fewest_slots": min((state.n_slots for state in layers), default=0),
+            "failures": replay.failures,
+            "answers": replay.answers,
+            "slot_bytes": [*replay.slot_bytes, cache.slot_bytes() if cache is not None else 0],
+            "machine": machine.since(before) if machine else {},
+        }
+        answer(json.dumps(report))
 
 
 def register(fast_tier: str | None, emulated: str | None) -> Cache | None:
@@ -282,8 +382,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fast-tier", help="load the plugin with this device as fast tier")
     parser.add_argument("--emulated", help="register this emulated machine first")
+    parser.add_argument("--as-configured", action="store_true", help="load the plugin as the environment says")
     options = parser.parse_args()
     cache = register(options.fast_tier, options.emulated)
+    if options.as_configured:
+        library.load_backend(library.plugin_path(), {})
     # Standard output belongs to the answers: whatever native code prints goes with the errors.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -62,16 +62,26 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Logits [rows, n_vocab] in the order they were asked for, and what the cache counted (None: it had no slots)."""
+    """Logits [rows, n_vocab] in the order they were asked for, and what the cache counted (None: it had no slots).
+
+    failures: decodes that were refused. answers: what the cache said to each `try_set`, empty where it agreed.
+    slot_bytes: held at the end, after each `look` before. machine: the emulator's counters, if there is one.
+    """
 
     logits: np.ndarray
     counters: dict[str, float] | None
     fewest_slots: int
+    failures: int
+    answers: tuple[str, ...]
+    slot_bytes: tuple[int, ...]
+    machine: dict[str, int]
 
     @staticmethod
     def read(logits: Path, line: str) -> "Outcome":
         reply = json.loads(line)
-        return Outcome(np.load(logits), reply["counters"], reply["fewest_slots"])
+        for name in ("answers", "slot_bytes"):
+            reply[name] = tuple(reply[name])
+        return Outcome(np.load(logits), **reply)
 
 
 def kl_divergence(base: np.ndarray, other: np.ndarray) -> float:
