@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find engine/native -type f)
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow soak bench lint clean
 
 # The main job on the demo model and an emulated accelerator: nothing here needs a GPU, and every figure says so.
 DEMO    = $(shell $(BIN)/python -m moetune.demo)
@@ -26,6 +26,12 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
+
+# An hour of decoding while every setting changes, against stock llama.cpp: nothing may differ, nothing may grow.
+MINUTES ?= 60
+soak: $(STAMP)
+	$(BIN)/python tests/differential/soak.py --minutes $(MINUTES) --tier CPU
+	$(BIN)/python tests/differential/soak.py --minutes $(MINUTES) --tier EMU0
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scenario import Scenario
 from moetune.engine import library
 from moetune.engine.config import EngineConfig
 from moetune.engine.emulator import library_path, parse_emulated
+from moetune.engine.measurement import CacheCounters
 from moetune.engine.model_handle import ModelHandle
 from moetune.engine.native_log import NativeLog
 
@@ -62,12 +64,40 @@ class NeverDecoded(Exception):
 
 
 class Cache(library.HotCache):
-    """The plugin with what only tests want of it."""
+    """The plugin with what only tests want of it; it counts on when slots, and their counters, go."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self._gone: list[CacheCounters] = []
+
+    def counted(self) -> CacheCounters | None:
+        """Everything since `forget`; None when no layer had slots."""
+        here = library.total(self.layers())
+        every = [*self._gone, *([here] if here else [])]
+        sums = {f.name: sum(getattr(c, f.name) for c in every) for f in fields(CacheCounters)}
+        return CacheCounters(**sums) if every else None
+
+    def forget(self) -> None:
+        """Empty slots, and count from zero."""
+        self._lib.hotcache_clear()
+        self._gone = []
+
+    def set(self, key: str, value: str) -> None:
+        with self._counting_on():
+            super().set(key, value)
+
+    @contextmanager
+    def _counting_on(self) -> Iterator[None]:
+        before = library.total(self.layers())
+        yield
+        if before and not self.layers():
+            self._gone.append(before)
 
     def try_set(self, key: bytes | None, value: bytes | None) -> str:
         """What the plugin says to a value; empty when it takes it."""
         error = ctypes.create_string_buffer(8192)
-        failed = self._lib.hotcache_set(key, value, error, len(error)) != 0
+        with self._counting_on():
+            failed = self._lib.hotcache_set(key, value, error, len(error)) != 0
         assert failed == bool(error.value)
         return error.value.decode(errors="replace")
 
@@ -87,7 +117,8 @@ class Cache(library.HotCache):
         return sum(state.slot_bytes for state in self.layers())
 
     def clear(self) -> None:
-        self._lib.hotcache_clear()
+        with self._counting_on():
+            self._lib.hotcache_clear()
 
     def arrived(self) -> int:
         """Promotions that have arrived so far."""
@@ -338,7 +369,7 @@ def configure(cache: Cache, scenario: Scenario) -> None:
     cache.set("slots", "0")
     for key, value in settings_of(scenario).items():
         cache.set(key, value)
-    cache.clear()
+    cache.forget()
 
 
 def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
@@ -358,7 +389,7 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
         replay = Replay(scenario, model, cache)
         np.save(out, replay.run())
         layers = cache.layers() if cache is not None else []
-        counters = library.total(layers)
+        counters = cache.counted() if cache is not None else None
         report = {
             "counters": asdict(counters) if counters else None,
             "fewest_slots": min((state.n_slots for state in layers), default=0),

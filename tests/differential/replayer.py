@@ -19,6 +19,7 @@ class Replayer:
 
     def __init__(self, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self._folder, self._options, self._environment = folder, options, environment or {}
+        folder.mkdir(exist_ok=True)
         self._process: subprocess.Popen[str] | None = None
         self._said: deque[str] = deque(maxlen=5000)
         self._replayed = 0
@@ -38,6 +39,12 @@ class Replayer:
             return Outcome.read(out, line)
         finally:
             out.unlink(missing_ok=True)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that replayed last."""
+        assert self._process is not None
+        return self._process.pid
 
     def said(self, beginning: str) -> str:
         """What the process has logged, from the first line with this beginning on."""
