@@ -58,7 +58,7 @@ class Backend final : public Guest {
   public:
     Backend(Engine & engine, Workers workers, bool on_device_path)
         : engine_(engine), workers_(std::move(workers)), fast_device_(device_of(workers_.fast)) {
-        path_ = on_device_path ? make_device_path(workers_) : make_host_path(workers_);
+        path_ = on_device_path ? make_device_path(workers_, engine_.promoter()) : make_host_path(workers_, engine_.promoter());
         on_device_path_ = on_device_path;
         engine_.enter(*this);
     }
@@ -75,25 +75,25 @@ class Backend final : public Guest {
     Backend & operator=(const Backend &) = delete;
 
     ggml_status compute(ggml_cgraph * graph, ggml_backend_buffer_type_t expert_buft) {
-        end_layer();
         const auto ffn = recognise(*graph, expert_buft);
         if (ffn && ffn->key() == first_layer_) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
         const auto settings = engine_.settings();
-        if (!ffn || workers_.fast == nullptr || !path_->reaches(*ffn)) { return path_->run_cold(*graph); }
+        if (!ffn || !path_->reaches(*ffn)) { return path_->run_cold(*graph); }
         const bool prompt = ffn->n_tokens() >= prefill_tokens;
         if (prompt && !engine_.has_slots()) { path_->reserve_prompt(*graph, *ffn, staging_bytes(*settings)); }
         const auto layer = engine_.layer_of(*ffn);
-        if (layer == nullptr || layer->weights() != ffn->weights) { return path_->run_cold(*graph); }
+        if (layer->weights() != ffn->weights) { return path_->run_cold(*graph); }
         if (prompt) { return compute_prompt(*graph, *ffn, layer, *settings); }
         return compute_cached(*graph, *ffn, layer, *settings);
     }
 
+    // What stands on the scheduler's own stream is in order with everything that may read it, and is waited for with it.
     void synchronize() {
+        if (path_->on_borrowed_stream()) { return; }
         settle();
         unpin();
-        end_layer();
     }
 
     void settle() override { path_->settle(); }
@@ -160,13 +160,12 @@ class Backend final : public Guest {
         if (first_layer_ == nullptr || ffn.key() == first_layer_) {
             first_layer_ = ffn.key();
             layer_in_step_ = 0;
+            layer_is_open_ = false;  // what came after the last layer is not the model's alone
             if (!guard_.pays() && !engine_.paused()) { guard_.retry(); }
             const bool paid = guard_.pays();
             const int64_t trials = guard_.trials();
-            step_ = settings.guard ? guard_.begin_step(ffn.n_tokens(), warm(layer)) : Guard::Kind::cached;
+            step_ = settings.guard && settings.on() ? guard_.begin_step(ffn.n_tokens(), warm(layer)) : Guard::Kind::cached;
             if (guard_.trials() != trials) { report_verdict(paid); }
-        } else {
-            ++layer_in_step_;
         }
         return step_;
     }
@@ -188,22 +187,25 @@ class Backend final : public Guest {
                           1e3 * guard_.costs().cached_s, 1e3 * guard_.costs().plain_s);
     }
 
-    void end_layer() {
-        if (!layer_is_open_) { return; }
-        layer_is_open_ = false;
-        guard_.record(layer_in_step_, seconds_since(layer_began_));
+    // A layer lasts from knowing its experts to knowing the next one's, when nothing of it can still be unfinished.
+    void next_layer() {
+        const auto now = Clock::now();
+        if (layer_is_open_) {
+            guard_.record(layer_in_step_, std::chrono::duration<double>(now - layer_began_).count());
+            ++layer_in_step_;
+        }
+        layer_began_ = now;
+        layer_is_open_ = true;
     }
 
     ggml_status compute_cached(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                                const Settings & settings) {
+        const std::vector<int32_t> & ids = path_->routing(ffn, layer->missed_last);
+        unpin();
         const Guard::Kind kind = kind_of_step(ffn, *layer, settings);
-        layer_began_ = Clock::now();
-        layer_is_open_ = true;
+        next_layer();
         const bool plain = kind == Guard::Kind::plain || (kind == Guard::Kind::cached && !guard_.pays(layer_in_step_));
         layer->pays = guard_.pays(layer_in_step_);
-
-        const std::vector<int32_t> & ids = path_->routing(ffn, plain || layer->missed_last);
-        unpin();
         if (!sort_pairs(ffn, ids, *layer, plain, true)) { return GGML_STATUS_FAILED; }
         for (const Pair & pair : hot_pairs_) { pinned_.push_back({layer, pair.slice}); }
         StepTimes times;

@@ -8,6 +8,7 @@
 
 #include "layer.h"
 #include "pair_graph.h"
+#include "promoter.h"
 
 namespace hotcache {
 
@@ -58,6 +59,9 @@ class DataPath {
     // Waits until nothing is unfinished. Any thread may call it.
     virtual void settle() = 0;
 
+    // Whether what is unfinished stands on a stream of the scheduler's own, where all who read its results queue up.
+    virtual bool on_borrowed_stream() const = 0;
+
     // Chains look into slots and scratch memory that may be gone.
     virtual void forget_chains() = 0;
 
@@ -96,9 +100,9 @@ class ChainStore {
 };
 
 // Where the split's tensors are host memory, the CPU's or any that is like it.
-std::unique_ptr<DataPath> make_host_path(Workers & workers);
+std::unique_ptr<DataPath> make_host_path(Workers & workers, Promoter & promoter);
 
 // Where they are the fast device's memory.
-std::unique_ptr<DataPath> make_device_path(Workers & workers);
+std::unique_ptr<DataPath> make_device_path(Workers & workers, Promoter & promoter);
 
 }  // namespace hotcache

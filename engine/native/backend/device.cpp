@@ -22,6 +22,7 @@ struct Resident {
     ggml_backend_dev_t fast = nullptr;
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
+    ggml_backend_buffer_i buffer_interface{};  // the fast device's own
 };
 
 // ggml's tables hold plain function pointers, so what they share is reached from one registration.
@@ -171,8 +172,42 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->type = device_type(device);
     props->caps.buffer_from_host_ptr = true;
 }
+Resident & resident_of(ggml_backend_buffer_t buffer) {
+    Registration & r = registration();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    return r.residents.at(buffer->buft->device);
+}
+
+// Access from outside any stream waits for what this backend has left unfinished on one.
+void resident_memset(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size_bytes) {
+    registration().engine.settle();
+    resident_of(buffer).buffer_interface.memset_tensor(buffer, tensor, value, offset, size_bytes);
+}
+void resident_set(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * src, size_t offset, size_t size_bytes) {
+    registration().engine.settle();
+    resident_of(buffer).buffer_interface.set_tensor(buffer, tensor, src, offset, size_bytes);
+}
+void resident_get(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * dst, size_t offset, size_t size_bytes) {
+    registration().engine.settle();
+    resident_of(buffer).buffer_interface.get_tensor(buffer, tensor, dst, offset, size_bytes);
+}
+bool resident_copy(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
+    registration().engine.settle();
+    return resident_of(buffer).buffer_interface.cpy_tensor(buffer, src, dst);
+}
+
 ggml_backend_buffer_t resident_alloc(ggml_backend_buffer_type_t buft, size_t size_bytes) {
-    return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(buft->device), size_bytes);
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(buft->device), size_bytes);
+    if (buffer == nullptr) { return nullptr; }
+    {
+        const std::lock_guard<std::mutex> lock(registration().mutex);
+        registration().residents.at(buft->device).buffer_interface = buffer->iface;
+    }
+    if (buffer->iface.memset_tensor != nullptr) { buffer->iface.memset_tensor = resident_memset; }
+    if (buffer->iface.cpy_tensor != nullptr) { buffer->iface.cpy_tensor = resident_copy; }
+    buffer->iface.set_tensor = resident_set;
+    buffer->iface.get_tensor = resident_get;
+    return buffer;
 }
 
 ggml_backend_dev_t resident_device(ggml_backend_dev_t fast) {

@@ -21,11 +21,20 @@ bool on_device(const ggml_tensor * tensor) {
     return owner->buffer != nullptr && !ggml_backend_buffer_is_host(owner->buffer) && tensor->data != nullptr;
 }
 
+bool lone_accelerator() {
+    int accelerators = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+        accelerators += type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU ? 1 : 0;
+    }
+    return accelerators == 1;
+}
+
 // Everything is queued on one stream, in the order it must happen: the scheduler's own backend of the fast device where
 // it has shown itself by a copy, so that what comes before and after this split needs no waiting for.
 class DevicePath final : public DataPath {
   public:
-    explicit DevicePath(Workers & workers) : workers_(workers), own_stream_(workers.fast.get()), streamer_(ggml_backend_get_device(workers.fast.get())) {
+    DevicePath(Workers & workers, Promoter & promoter) : workers_(workers), promoter_(promoter), own_stream_(workers.fast.get()), streamer_(ggml_backend_get_device(workers.fast.get())) {
         done_.reset(ggml_backend_event_new(ggml_backend_get_device(own_stream_)));
         forget_chains();
     }
@@ -97,8 +106,11 @@ class DevicePath final : public DataPath {
     }
 
     void settle() override {
-        if (unfinished_.exchange(false)) { ggml_backend_event_synchronize(done_.get()); }
+        if (unfinished_) { ggml_backend_event_synchronize(done_.get()); }
     }
+
+    // With other accelerators about, results may be copied to one of them from outside any stream.
+    bool on_borrowed_stream() const override { return borrowed_ != nullptr && lone_; }
 
     void forget_chains() override {
         hot_chains_.clear();
@@ -146,6 +158,7 @@ class DevicePath final : public DataPath {
         if (hot != nullptr) { status = hot->start(stream(), ffn, ffn.x, hot_pairs); }
         if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
             const auto cold_start = Clock::now();
+            const Promoter::Urgent urgent(promoter_);  // both would read the same memory
             status = cold->start(workers_.cold.get(), ffn, x_.data(), cold_pairs);
             if (status == GGML_STATUS_SUCCESS) { cold->fetch(workers_.cold.get()); }
             ggml_backend_synchronize(workers_.cold.get());
@@ -180,8 +193,10 @@ class DevicePath final : public DataPath {
     }
 
     Workers & workers_;
+    Promoter & promoter_;
     ggml_backend_t own_stream_;
     ggml_backend_t borrowed_ = nullptr;  // the scheduler's backend of the same device; lives as long as the context
+    const bool lone_ = lone_accelerator();
     EventPtr done_;
     std::atomic<bool> unfinished_{false};
     std::unique_ptr<Scratch> cold_scratch_;
@@ -200,6 +215,8 @@ class DevicePath final : public DataPath {
 
 }  // namespace
 
-std::unique_ptr<DataPath> make_device_path(Workers & workers) { return std::make_unique<DevicePath>(workers); }
+std::unique_ptr<DataPath> make_device_path(Workers & workers, Promoter & promoter) {
+    return std::make_unique<DevicePath>(workers, promoter);
+}
 
 }  // namespace hotcache

@@ -86,6 +86,11 @@ void Engine::leave(Guest & guest) {
     guests_.erase(&guest);
 }
 
+void Engine::settle() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (Guest * guest : guests_) { guest->settle(); }
+}
+
 std::shared_ptr<const Settings> Engine::settings() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return settings_;
@@ -239,15 +244,11 @@ std::vector<double> Engine::recorded_counts(int layer) const {
 
 std::shared_ptr<Layer> Engine::layer_of(const RoutedFfn & ffn) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto usable = [](const std::shared_ptr<Layer> & layer) {
-        return layer->n_slots() > 0 || layer->repacked_bytes() > 0 ? layer : nullptr;
-    };
     const auto known = layers_.find(ffn.key());
-    if (known != layers_.end()) { return usable(known->second); }
-    if (planned_slots_.count(ffn.key()) == 0) { plan_slots(); }
+    if (known != layers_.end()) { return known->second; }
+    if (settings_->on() && planned_slots_.count(ffn.key()) == 0) { plan_slots(); }
     ggml_backend_dev_t fast = fast_device(*settings_);
     const int n_slots = fast == nullptr ? 0 : planned_slots_[ffn.key()];
-    if (n_slots == 0 && !settings_->repack) { return nullptr; }
     auto layer = std::make_shared<Layer>(ffn, n_slots, fast == nullptr ? nullptr : ggml_backend_dev_buffer_type(fast));
     if (settings_->repack) { layer->repack(); }
     const auto heat = known_heat_.find(ffn.key());
@@ -257,14 +258,15 @@ std::shared_ptr<Layer> Engine::layer_of(const RoutedFfn & ffn) {
     } else if (counts.size() == static_cast<size_t>(ffn.n_expert())) {
         layer->table.seed(counts);
     }
-    layer->filling = heat != known_heat_.end() || !counts.empty() || n_slots == ffn.n_expert();
+    layer->filling = heat != known_heat_.end() || !counts.empty() || layer->n_slots() == ffn.n_expert();
     layers_[ffn.key()] = layer;
-    return usable(layer);
+    return layer;
 }
 
 std::vector<LayerReport> Engine::reports() {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<LayerReport> reports;
+    if (!settings_->on() && !settings_->repack) { return reports; }
     for (const auto & [key, layer] : layers_) {
         const std::lock_guard<std::mutex> layer_lock(layer->mutex);
         LayerCounters counters = layer->counters;

@@ -53,6 +53,8 @@ class Engine {
     std::shared_lock<std::shared_mutex> use() { return std::shared_lock(in_use_); }
     void enter(Guest & guest);
     void leave(Guest & guest);
+    // Waits for every context's unfinished work.
+    void settle();
 
     std::shared_ptr<const Settings> settings() const;
     // Changes with every set of slots: what was built on older ones is void.
@@ -81,8 +83,7 @@ class Engine {
     void vindicated() { pause_s_ = shortest_pause_s; }
     bool paused() const { return Clock::now().time_since_epoch().count() < paused_until_.load(); }
 
-    // The layer of this FFN; null when the cache is off or there is neither a slot nor a packed copy of its experts.
-    // Call inside `use()`.
+    // The layer of this FFN, with whatever slots there are for it. Call inside `use()`.
     std::shared_ptr<Layer> layer_of(const RoutedFfn & ffn);
     Promoter & promoter() { return promoter_; }
 

@@ -19,7 +19,7 @@ bool on_host(const ggml_tensor * tensor) {
 
 class HostPath final : public DataPath {
   public:
-    explicit HostPath(Workers & workers) : workers_(workers) { forget_chains(); }
+    HostPath(Workers & workers, Promoter & promoter) : workers_(workers), promoter_(promoter) { forget_chains(); }
 
     bool reaches(const RoutedFfn & ffn) const override { return on_host(ffn.x) && on_host(ffn.ids) && on_host(ffn.out); }
 
@@ -72,6 +72,7 @@ class HostPath final : public DataPath {
     }
 
     void settle() override {}
+    bool on_borrowed_stream() const override { return false; }
 
     void forget_chains() override {
         hot_chains_.clear();
@@ -102,6 +103,7 @@ class HostPath final : public DataPath {
         }
         if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
             const auto cold_start = Clock::now();
+            const Promoter::Urgent urgent(promoter_);  // both would read the same memory
             status = cold->start(workers_.cold.get(), ffn, x, cold_pairs);
             if (status == GGML_STATUS_SUCCESS) { cold->fetch(workers_.cold.get()); }
             ggml_backend_synchronize(workers_.cold.get());
@@ -123,6 +125,7 @@ class HostPath final : public DataPath {
     }
 
     Workers & workers_;
+    Promoter & promoter_;
     std::unique_ptr<Scratch> cold_scratch_;
     std::unique_ptr<Scratch> hot_scratch_;
     HostRows cold_rows_;
@@ -134,6 +137,8 @@ class HostPath final : public DataPath {
 
 }  // namespace
 
-std::unique_ptr<DataPath> make_host_path(Workers & workers) { return std::make_unique<HostPath>(workers); }
+std::unique_ptr<DataPath> make_host_path(Workers & workers, Promoter & promoter) {
+    return std::make_unique<HostPath>(workers, promoter);
+}
 
 }  // namespace hotcache

@@ -52,9 +52,9 @@ void Promoter::cancel() {
     idle_.wait(lock, [this] { return !busy_; });
 }
 
-// A tight loop would take a core from the computation it makes way for.
+// Asleep, not in a loop that would take a core from the computation it makes way for.
 void Promoter::give_way() const {
-    while (urgent_.load(std::memory_order_relaxed) > 0) { std::this_thread::yield(); }
+    while (urgent_.load(std::memory_order_relaxed) > 0) { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
 }
 
 void Promoter::work() {
