@@ -36,7 +36,13 @@ from moetune.engine.runner import EngineRunner
 from moetune.hardware.probe import read_machine
 
 RAM, OFFLOAD, CACHE, DEVICE = "experts in RAM", "layer offload", "cache", "all on the device"
-BEST, NO_SLOTS, PLAIN, RESIDENT_CPU, AGAIN = "stock", "plugin, 0 slots", "stock, plain layout", "all resident", "stock again"
+BEST, NO_SLOTS, PLAIN, RESIDENT_CPU, AGAIN = (
+    "stock",
+    "plugin, 0 slots",
+    "stock, plain layout",
+    "all resident",
+    "stock again",
+)
 CACHE_WARMUP_TOKENS = 192
 BLOCK_WARMUP_TOKENS = 4
 
@@ -71,7 +77,12 @@ class ArmProcess:
     def __init__(self, arm: Arm) -> None:
         read_end, write_end = os.pipe()
         self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
-        program = [sys.executable, str(Path(__file__).with_name("engine_arm.py")), json.dumps(asdict(arm)), str(write_end)]
+        program = [
+            sys.executable,
+            str(Path(__file__).with_name("engine_arm.py")),
+            json.dumps(asdict(arm)),
+            str(write_end),
+        ]
         self._process = subprocess.Popen(
             program, stdin=subprocess.PIPE, stderr=self._words, pass_fds=(write_end,), text=True
         )
@@ -204,7 +215,9 @@ def optimal_hit_rate(path: Path, long_warmup: Block, blocks: Sequence[Block], n_
     """Belady's on the blocks' decoded tokens, from slots that the long warm-up has filled."""
     model = read_model(path)
     config = EngineConfig(n_ctx=1024, n_threads=1)
-    passes = [WorkloadTokens(str(i), tuple(b.prompt + b.warmup + b.reply)) for i, b in enumerate([long_warmup, *blocks])]
+    passes = [
+        WorkloadTokens(str(i), tuple(b.prompt + b.warmup + b.reply)) for i, b in enumerate([long_warmup, *blocks])
+    ]
     with EngineRunner(path) as runner:
         routing = record(runner, config, model.fingerprint, passes, lambda _: None)
     n_warmup = len(long_warmup.warmup + long_warmup.reply)
@@ -237,7 +250,9 @@ def figures_of(
     target = machine == "desktop" and routing == "skewed"
     pays = bool(np.median(off) < 0.5)
     figures = [
-        median(case, "tg: cache / experts in RAM", reply[RAM] / reply[CACHE], 3.2 if target else None if wins else 0.98),
+        median(
+            case, "tg: cache / experts in RAM", reply[RAM] / reply[CACHE], 3.2 if target else None if wins else 0.98
+        ),
         median(case, "tg: cache / layer offload", reply[OFFLOAD] / reply[CACHE], 2.3 if target else None),
         median(case, "pp 512: cache / experts in RAM", prompt[RAM] / prompt[CACHE], 1.0 if target else None),
         median(case, "hit rate", hit_rate),
@@ -268,7 +283,9 @@ def cpu_rounds(folder: Path, n_rounds: int, n_tokens: int, threads: int) -> list
         RESIDENT_CPU: Arm(str(path), plain, None, {**resident, "device": "CPU"}),
     }
     rng = np.random.default_rng(1)
-    block = Block(rng.integers(1, 250, 32).tolist(), rng.integers(1, 250, 8).tolist(), rng.integers(1, 250, n_tokens).tolist())
+    block = Block(
+        rng.integers(1, 250, 32).tolist(), rng.integers(1, 250, 8).tolist(), rng.integers(1, 250, n_tokens).tolist()
+    )
     warmup = Block(block.prompt, rng.integers(1, 250, 64).tolist(), block.warmup)
     rounds = []
     for _ in range(n_rounds):
@@ -325,7 +342,9 @@ def draw(raw: Mapping[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(1.5 + 1.35 * len(cases), 4.2), layout="constrained")
     for i, arm in enumerate(arms):
         speeds = [[len(s["reply_s"]) / sum(s["reply_s"]) for s in raw[case]["samples"][arm]] for case in cases]
-        in_ram = [np.median([len(s["reply_s"]) / sum(s["reply_s"]) for s in raw[case]["samples"][RAM]]) for case in cases]
+        in_ram = [
+            np.median([len(s["reply_s"]) / sum(s["reply_s"]) for s in raw[case]["samples"][RAM]]) for case in cases
+        ]
         at = np.arange(len(cases)) + (i - 1) * 0.27
         bars = axes.bar(at, [np.median(s) / r for s, r in zip(speeds, in_ram, strict=True)], width=0.25, label=arm)
         axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=3)
@@ -334,7 +353,9 @@ def draw(raw: Mapping[str, Any], path: Path) -> None:
     axes.axhline(1.0, color="0.4", linewidth=0.8)
     axes.set_xticks(np.arange(len(cases)), [case.replace(", ", "\n") for case in cases], fontsize=8)
     axes.set_ylabel("tg, relative to experts in RAM (emulated)")
-    axes.set_title(f"Token generation with {RESIDENT:.0%} of the experts' memory on the fast tier; dots: blocks", fontsize=9)
+    axes.set_title(
+        f"Token generation with {RESIDENT:.0%} of the experts' memory on the fast tier; dots: blocks", fontsize=9
+    )
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

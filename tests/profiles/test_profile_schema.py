@@ -1,7 +1,7 @@
 """What a profile's file may hold, and what is refused."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,9 @@ def test_a_profile_of_schema_1_keeps_its_meaning() -> None:
         device="CUDA0",
         gpu_layers=33,
         ram_expert_layers=33,
-        cache=CacheKnobs(slots=12, policy=Policy.HEAT),
+        cache=CacheKnobs(
+            slots=12, policy=Policy.HEAT, interval_tokens=4, min_sightings=2, dwell_tokens=16, half_life_tokens=128.0
+        ),
         mmap=False,
     )
     assert (profile.result.tg_tps, profile.result.hit_rate, profile.baseline.hit_rate) == (31.25, 0.81, None)
@@ -60,11 +62,17 @@ def test_a_profile_of_schema_1_keeps_its_meaning() -> None:
 
 
 def test_the_writer_reproduces_the_golden_file() -> None:
-    """Writing the golden profile again gives the same values in the same order."""
+    """Writing the golden profile again gives the same values in the same order, and what it left out at its default."""
     again = yaml.safe_load(to_yaml(read_profile(GOLDEN)))
     golden = yaml.safe_load(GOLDEN.read_text())
-    assert again == golden
     assert list(again) == list(golden)
+    knobs, old_knobs = again["config"].pop("cache"), golden["config"].pop("cache")
+    assert again == golden
+    assert {name: knobs[name] for name in old_knobs} == old_knobs
+    defaults = asdict(CacheKnobs(0))
+    assert {name: knobs[name] for name in knobs.keys() - old_knobs} == {
+        name: defaults[name] for name in defaults.keys() - old_knobs
+    }
 
 
 @given(
