@@ -34,7 +34,7 @@ soak: $(STAMP)
 	$(BIN)/python tests/differential/soak.py --minutes $(MINUTES) --tier EMU0
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/engine.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,8 +16,8 @@ MIB = 1 << 20
 _PROCESS_BYTES = 160 * MIB
 # A slot's matrices are padded to the device's alignment: gate, up, down and their biases, 256 bytes each.
 _SLOT_PADDING_BYTES = 6 * 256
-# The engine streams experts for prompts through two buffers of this share of the device, and at least one expert each, and
-# computes so many (token, expert) pairs at a time.
+# The engine streams experts for prompts through two buffers of this share of the device, and at least one expert each,
+# and computes so many (token, expert) pairs at a time.
 _STAGING_SHARE = 1 / 128
 _STAGING_PADDING_BYTES = 7 * 4096
 _STREAMED_PAIRS = 512

@@ -274,7 +274,7 @@ def cpu_rounds(folder: Path, n_rounds: int, n_tokens: int, threads: int) -> list
     write_synthetic(path, spec)
     plain = {"n_ctx": 512, "n_threads": threads, "mmap": False, "repack": False}
     best = {**plain, "repack": True}
-    resident = {"slots": "64", "guard": "0", "profile": "", "promotions": "64", "interval": "1", "min_sightings": "1"}
+    resident = {"slots": "64", "guard": "0", "promotions": "64", "interval": "1", "min_sightings": "1"}
     arms = {
         BEST: Arm(str(path), best),
         NO_SLOTS: Arm(str(path), best, None, {"slots": "0"}),
