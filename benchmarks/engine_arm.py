@@ -1,7 +1,7 @@
 """One arm of the engine benchmark: a process that keeps one configuration loaded and measures blocks on request.
 
-Reads an `Arm` as its argument and a `Block` a line from standard input, writes a `Sample` a line to the descriptor it is
-told. Between blocks everything stays: the model, the slots, what the cache has learnt.
+Reads an `Arm` as its argument and a `Block` a line from standard input, writes a `Sample` a line to the descriptor it
+is told. Between blocks everything stays: the model, the slots, what the cache has learnt.
 """
 
 import ctypes

@@ -68,8 +68,8 @@ class CacheKnobs:
     dwell_tokens: tokens a newcomer is safe from eviction. half_life_tokens: tokens after which a sighting counts half.
     budget_bytes: used when `slots` is 0: as many slots as fit; first all experts of the last `whole_layers` layers,
     then spread flat or by the recorded routing in the file `routing` (of its `workload`, or of all), which also seeds
-    them. prefill: who computes prompts. repack: misses are computed from a copy in the CPU's packed layout, at the price
-    of the experts' size in RAM. guard: measure whether the cache pays, and switch it off where it does not.
+    them. prefill: who computes prompts. repack: misses are computed from a copy in the CPU's packed layout, at the
+    price of the experts' size in RAM. guard: measure whether the cache pays, and switch it off where it does not.
     """
 
     slots: int
