@@ -117,7 +117,7 @@ class ArmProcess:
 def main() -> int:
     """Measure, print every figure beside its bar, write raw samples and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--machine", action="append", choices=list(MACHINES), help="default: all")
+    parser.add_argument("--machine", action="append", choices=[*MACHINES, "none"], help="default: all")
     parser.add_argument("--routing", action="append", choices=list(ROUTINGS), help="default: all")
     parser.add_argument("--blocks", type=int, default=8, help="interleaved blocks an arm (default: 8)")
     parser.add_argument("--tokens", type=int, default=40, help="timed tokens a block (default: 40)")
@@ -130,7 +130,7 @@ def main() -> int:
     figures: list[Figure] = []
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for machine in args.machine or MACHINES:
+        for machine in [name for name in args.machine or MACHINES if name in MACHINES]:
             for routing in args.routing or ROUTINGS:
                 case = f"{machine}, {routing}"
                 samples, facts = measure_case(Path(folder), MACHINES[machine], routing, args.blocks, args.tokens)

@@ -75,7 +75,7 @@ std::unique_ptr<DeviceChain> DeviceChain::build(const ggml_cgraph & graph, const
 }
 
 ggml_status DeviceChain::start(ggml_backend_t backend, const RoutedFfn & ffn, const ggml_tensor * x,
-                               const std::vector<Pair> & pairs) {
+                               const std::vector<Pair> & pairs, const ggml_cgraph & rest) {
     stand_for(x_, x);
     if (whole()) {
         stand_for(pairs_.out, ffn.out);
@@ -92,7 +92,13 @@ ggml_status DeviceChain::start(ggml_backend_t backend, const RoutedFfn & ffn, co
         control_values_[2 * n + i] = row;
     }
     ggml_backend_tensor_set_async(backend, control_, control_values_.data(), 0, ggml_nbytes(control_));
-    return ggml_backend_graph_compute_async(backend, graph_);
+    nodes_.assign(graph_->nodes, graph_->nodes + graph_->n_nodes);
+    nodes_.insert(nodes_.end(), rest.nodes, rest.nodes + rest.n_nodes);
+    // With the use counts of the graph that `rest` is from: this chain's own nodes are not for fusing.
+    ggml_cgraph both = ggml_abi::slice(rest, 0, 0);
+    both.nodes = nodes_.data();
+    both.n_nodes = static_cast<int>(nodes_.size());
+    return ggml_backend_graph_compute_async(backend, &both);
 }
 
 }  // namespace hotcache

@@ -1,4 +1,4 @@
-// A routed FFN for some of its pairs, computed where its input and its output lie: in the fast device's memory.
+// A routed FFN for some of its pairs, computed where its input and its output lie: in memory the fast device works in.
 #pragma once
 
 #include <memory>
@@ -14,10 +14,11 @@ class DeviceChain {
     static std::unique_ptr<DeviceChain> build(const ggml_cgraph & graph, const RoutedFfn & ffn, int n_pairs,
                                               const WeightOf & weight_of, ggml_backend_t backend, Scratch & scratch);
 
-    // Uploads which rows and slices the pairs are and starts the graph. It reads `x`, the FFN's input or a copy of it, and
-    // writes the pairs' rows of ffn.out, all in `backend`'s order. It may start again once `backend` has got this far.
+    // Uploads which rows and slices the pairs are and starts the graph, `rest` behind it in one go. It reads `x`, the FFN's
+    // input or a copy of it, and writes the pairs' rows of ffn.out, all in `backend`'s order. It may start again once
+    // `backend` has got this far.
     ggml_status start(ggml_backend_t backend, const RoutedFfn & ffn, const ggml_tensor * x,
-                      const std::vector<Pair> & pairs);
+                      const std::vector<Pair> & pairs, const ggml_cgraph & rest);
 
     bool fits(const ggml_cgraph & graph, const RoutedFfn & ffn) const {
         return scratch_generation_ == scratch_->generation() && x_rows_ == ffn.x->ne[1] && recipe_.same(graph, ffn);
@@ -40,6 +41,7 @@ class DeviceChain {
     ggml_tensor * control_ = nullptr;  // I32: slices, rows of x, rows of out
     bool gathers_ = false;
     std::vector<int32_t> control_values_;
+    std::vector<ggml_tensor *> nodes_;  // of the graph and what was behind it last
     Scratch * scratch_ = nullptr;
     int64_t scratch_generation_ = 0;
 };

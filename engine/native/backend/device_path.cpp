@@ -155,8 +155,10 @@ class DevicePath final : public DataPath {
             ggml_backend_synchronize(stream());
             times.wait_s = seconds_since(wait_start);
         }
-        if (hot != nullptr) { status = hot->start(stream(), ffn, ffn.x, hot_pairs); }
-        if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
+        const ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
+        if (cold == nullptr) { return hot->start(stream(), ffn, ffn.x, hot_pairs, tail); }
+        if (hot != nullptr) { status = hot->start(stream(), ffn, ffn.x, hot_pairs, ggml_abi::slice(graph, 0, 0)); }
+        if (status == GGML_STATUS_SUCCESS) {
             const auto cold_start = Clock::now();
             const Promoter::Urgent urgent(promoter_);  // both would read the same memory
             status = cold->start(workers_.cold.get(), ffn, x_.data(), cold_pairs);
@@ -165,9 +167,9 @@ class DevicePath final : public DataPath {
             times.cold_s = seconds_since(cold_start);
             if (status == GGML_STATUS_SUCCESS) { send_up(ffn, cold_pairs); }
         }
-        if (status != GGML_STATUS_SUCCESS) { return status; }
-        ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
-        return tail.n_nodes == 0 ? status : ggml_backend_graph_compute_async(stream(), &tail);
+        if (status != GGML_STATUS_SUCCESS || tail.n_nodes == 0) { return status; }
+        ggml_cgraph last = tail;
+        return ggml_backend_graph_compute_async(stream(), &last);
     }
 
     // The cold rows to their places; neighbours travel together.

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "data_path.h"
+#include "device_chain.h"
 #include "host_chain.h"
 
 namespace hotcache {
@@ -39,6 +40,16 @@ class HostPath final : public DataPath {
     bool run_split(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                    const std::vector<Pair> & hot_pairs, const std::vector<Pair> & cold_pairs, StepTimes & times,
                    ggml_status & status) override {
+        if (cold_pairs.empty() && ggml_backend_buft_is_host(buffer_type_of(workers_.fast))) {
+            DeviceChain * whole = whole_chains_.get(graph, ffn, hot_pairs.size(), [&] {
+                return DeviceChain::build(graph, ffn, static_cast<int>(hot_pairs.size()), layer->hot_weights(),
+                                          workers_.fast.get(), *hot_scratch_);
+            });
+            if (whole != nullptr) {
+                status = run_whole(graph, ffn, *whole, hot_pairs, times);
+                return true;
+            }
+        }
         HostChain * hot = nullptr;
         HostChain * cold = nullptr;
         if (!hot_pairs.empty()) {
@@ -77,9 +88,9 @@ class HostPath final : public DataPath {
     void forget_chains() override {
         hot_chains_.clear();
         cold_chains_.clear();
+        whole_chains_.clear();
         const auto scratch_for = [](const BackendPtr & worker) {
-            return worker == nullptr ? nullptr : std::make_unique<Scratch>(ggml_backend_dev_buffer_type(
-                                                     ggml_backend_get_device(worker.get())));
+            return worker == nullptr ? nullptr : std::make_unique<Scratch>(buffer_type_of(worker));
         };
         cold_scratch_ = scratch_for(workers_.cold);
         hot_scratch_ = scratch_for(workers_.fast);
@@ -88,6 +99,24 @@ class HostPath final : public DataPath {
     bool copy_in(ggml_backend_t, const ggml_tensor *, ggml_tensor *) override { return false; }
 
   private:
+    static ggml_backend_buffer_type_t buffer_type_of(const BackendPtr & worker) {
+        return ggml_backend_dev_buffer_type(ggml_backend_get_device(worker.get()));
+    }
+
+    // The fast device works in host memory and has every expert: nothing to gather, to join or to scatter.
+    ggml_status run_whole(const ggml_cgraph & graph, const RoutedFfn & ffn, DeviceChain & chain,
+                          const std::vector<Pair> & pairs, StepTimes & times) {
+        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
+        ggml_status status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : run_cold(head);
+        if (status != GGML_STATUS_SUCCESS) { return status; }
+        const auto start = Clock::now();
+        const ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
+        status = chain.start(workers_.fast.get(), ffn, ffn.x, pairs, tail);
+        ggml_backend_synchronize(workers_.fast.get());
+        times.hot_s = seconds_since(start);
+        return status;
+    }
+
     ggml_status run_chains(const ggml_cgraph & graph, const RoutedFfn & ffn, HostChain * hot,
                            const std::vector<Pair> & hot_pairs, HostChain * cold, const std::vector<Pair> & cold_pairs,
                            StepTimes & times) {
@@ -132,6 +161,7 @@ class HostPath final : public DataPath {
     HostRows hot_rows_;
     ChainStore<HostChain> hot_chains_;
     ChainStore<HostChain> cold_chains_;
+    ChainStore<DeviceChain> whole_chains_;
     std::vector<int32_t> ids_;
 };
 

@@ -176,10 +176,11 @@ bool Streamer::run(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer
     if (x == nullptr) { return false; }
 
     status = GGML_STATUS_SUCCESS;
+    const ggml_cgraph nothing = ggml_abi::slice(graph, 0, 0);
     for (size_t i = 0; i < parts_.size() && status == GGML_STATUS_SUCCESS; ++i) {
         Part & part = parts_[i];
         if (stage_of[i] < 0) {
-            status = part.chain->start(stream, ffn, x, part.pairs);
+            status = part.chain->start(stream, ffn, x, part.pairs, nothing);
             continue;
         }
         Stage & stage = stages_[static_cast<size_t>(stage_of[i])];
@@ -187,7 +188,7 @@ bool Streamer::run(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer
         fill(stage, ffn, part.experts);
         ggml_backend_event_record(stage.filled.get(), copy_stream_.get());
         ggml_backend_event_wait(stream, stage.filled.get());
-        status = part.chain->start(stream, ffn, x, part.pairs);
+        status = part.chain->start(stream, ffn, x, part.pairs, nothing);
         ggml_backend_event_record(stage.computed.get(), stream);
     }
     return true;
