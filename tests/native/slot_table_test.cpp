@@ -1,22 +1,16 @@
-// Properties of the cache's policy over random histories. Prints the first violated one and exits 1.
-#include <cstdio>
+// What each rule of the slot table promises, one small history a rule.
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <random>
 #include <set>
 #include <vector>
 
 #include "cache/settings.h"
 #include "cache/slot_table.h"
+#include "require.h"
 
 using namespace hotcache;
-
-#define REQUIRE(condition)                                                            \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);      \
-            std::exit(1);                                                             \
-        }                                                                             \
-    } while (false)
 
 namespace {
 
@@ -24,90 +18,135 @@ PolicySettings eager() {
     PolicySettings p;
     p.interval_tokens = 1;
     p.promotions = 4;
+    p.hysteresis = 1.0;
     p.min_sightings = 1;
     p.dwell_tokens = 0;
+    p.half_life_tokens = 1e9;
     return p;
 }
 
-// Promotes `expert` into a table that has room.
-void make_resident(SlotTable & table, int expert) {
-    table.see(expert);
-    for (const Promotion & p : table.advance(1, eager())) { table.arrived(p.slot); }
-    REQUIRE(table.slot_of(expert) != SlotTable::none);
+PolicySettings eager(Ranking ranking) {
+    PolicySettings p = eager();
+    p.ranking = ranking;
+    return p;
 }
 
+constexpr Ranking every_ranking[] = {Ranking::heat, Ranking::lru, Ranking::lfru, Ranking::fixed};
+
+// One token that uses `experts`; what is promoted arrives at once.
+std::vector<Promotion> token(SlotTable & table, const std::vector<int> & experts, const PolicySettings & policy) {
+    for (const int e : experts) { table.see(e); }
+    const auto promotions = table.advance(1, policy);
+    for (const Promotion & p : promotions) { table.arrived(p.slot); }
+    return promotions;
+}
+
+bool resident(const SlotTable & table, int expert) { return table.slot_of(expert) != SlotTable::none; }
+
 void capacity_zero_is_off() {
-    SlotTable table(8, 0);
-    for (int i = 0; i < 100; ++i) {
-        table.see(i % 8);
-        REQUIRE(table.advance(1, eager()).empty());
-        REQUIRE(table.slot_of(i % 8) == SlotTable::none);
+    for (const Ranking ranking : every_ranking) {
+        SlotTable table(8, 0);
+        for (int i = 0; i < 100; ++i) {
+            REQUIRE(token(table, {i % 8}, eager(ranking)).empty());
+            REQUIRE(!resident(table, i % 8));
+        }
+        table.seed(std::vector<double>(8, 1.0));
+        REQUIRE(table.fill().empty());
     }
 }
 
-void never_more_slots_than_experts() { REQUIRE(SlotTable(4, 100).n_slots() == 4); }
+void never_more_slots_than_experts() {
+    REQUIRE(SlotTable(4, 100).n_slots() == 4);
+    REQUIRE(SlotTable(4, -1).n_slots() == 0);
+    REQUIRE(SlotTable(0, 3).n_slots() == 0);
+}
 
 void loading_slot_serves_nobody() {
     SlotTable table(4, 2);
     table.see(1);
     const auto moves = table.advance(1, eager());
     REQUIRE(moves.size() == 1 && moves[0].expert == 1);
-    REQUIRE(table.slot_of(1) == SlotTable::none);
+    REQUIRE(!resident(table, 1));
     table.arrived(moves[0].slot);
     REQUIRE(table.slot_of(1) == moves[0].slot);
 }
 
 void pinned_slot_keeps_its_expert() {
     SlotTable table(4, 1);
-    make_resident(table, 0);
+    token(table, {0}, eager());
     table.pin(0);
-    for (int i = 0; i < 50; ++i) {
-        table.see(1);
-        REQUIRE(table.advance(1, eager()).empty());
-    }
+    for (int i = 0; i < 50; ++i) { REQUIRE(token(table, {1}, eager()).empty()); }
     table.unpin(0);
-    table.see(1);
-    REQUIRE(table.advance(1, eager()).size() == 1);
+    REQUIRE(token(table, {1}, eager()).size() == 1);
 }
 
 void dwell_protects_a_newcomer() {
     SlotTable table(4, 1);
-    make_resident(table, 0);
+    token(table, {0}, eager());
     PolicySettings p = eager();
     p.dwell_tokens = 10;
     int evicted_after = 0;
     for (int i = 1; i <= 20 && evicted_after == 0; ++i) {
-        table.see(1);
-        if (!table.advance(1, p).empty()) { evicted_after = i; }
+        if (!token(table, {1}, p).empty()) { evicted_after = i; }
     }
     REQUIRE(evicted_after == 10);
 }
 
 void hysteresis_demands_a_hotter_newcomer() {
-    PolicySettings p = eager();
-    p.hysteresis = 3.0;
-    p.half_life_tokens = 1e9;
-    SlotTable table(4, 1);
-    make_resident(table, 0);
-    table.see(0);  // heat a little under 2: the first token decayed
-    for (int seen = 1; seen <= 5; ++seen) {
-        table.see(1);
-        REQUIRE(table.advance(1, p).empty());
+    for (const Ranking ranking : {Ranking::heat, Ranking::lfru}) {
+        PolicySettings p = eager(ranking);
+        p.hysteresis = 3.0;
+        SlotTable table(8, 1);
+        token(table, {0}, p);
+        token(table, {0}, p);
+        for (int seen = 1; seen <= 6; ++seen) { REQUIRE(token(table, {1}, p).empty()); }
+        REQUIRE(token(table, {1}, p).size() == 1);  // 7 ≥ 3 × 2 + ½
     }
-    table.see(1);  // 6 > 3 * heat
-    REQUIRE(table.advance(1, p).size() == 1);
+}
+
+void lru_hysteresis_demands_a_more_recent_newcomer() {
+    PolicySettings p = eager(Ranking::lru);
+    p.hysteresis = 4.0;
+    SlotTable table(4, 1);
+    token(table, {0}, p);
+    for (int age = 2; age <= 4; ++age) { REQUIRE(token(table, {1}, p).empty()); }
+    REQUIRE(token(table, {1}, p).size() == 1);  // last seen 5 tokens ago against 1
 }
 
 void a_newcomer_needs_its_sightings() {
-    PolicySettings p = eager();
-    p.min_sightings = 3;
-    p.half_life_tokens = 0.5;
-    SlotTable table(4, 1);
-    make_resident(table, 0);
-    table.advance(100, p);  // the resident is cold by now
-    for (int seen = 1; seen <= 3; ++seen) {
-        table.see(1);
-        REQUIRE(table.advance(1, p).empty() == (seen < 3));
+    for (const Ranking ranking : {Ranking::heat, Ranking::lru, Ranking::lfru}) {
+        PolicySettings p = eager(ranking);
+        p.min_sightings = 3;
+        p.half_life_tokens = 50.0;
+        SlotTable table(4, 1);
+        token(table, {0}, p);
+        table.advance(1000, p);  // the resident is cold by now
+        for (int seen = 1; seen <= 3; ++seen) { REQUIRE(token(table, {1}, p).empty() == (seen < 3)); }
+    }
+}
+
+void sightings_of_long_ago_do_not_count() {
+    for (const Ranking ranking : {Ranking::heat, Ranking::lru, Ranking::lfru}) {
+        PolicySettings p = eager(ranking);
+        p.min_sightings = 2;
+        p.half_life_tokens = 50.0;
+        SlotTable table(4, 1);
+        token(table, {0}, p);
+        for (int i = 0; i < 20; ++i) {
+            REQUIRE(token(table, {1}, p).empty());
+            table.advance(1000, p);
+        }
+    }
+}
+
+void an_empty_slot_takes_whoever_was_seen() {
+    for (const Ranking ranking : every_ranking) {
+        PolicySettings p = eager(ranking);
+        p.min_sightings = 1000;
+        p.hysteresis = 1000.0;
+        SlotTable table(8, 3);
+        REQUIRE(token(table, {}, p).empty());
+        REQUIRE(token(table, {5, 7}, p).size() == 2);
     }
 }
 
@@ -116,117 +155,186 @@ void interval_spaces_the_rebalances() {
     p.interval_tokens = 5;
     SlotTable table(8, 8);
     int rebalances = 0;
-    for (int token = 0; token < 50; ++token) {
-        table.see(token % 8);
-        const auto moves = table.advance(1, p);
+    for (int i = 0; i < 50; ++i) {
+        const auto moves = token(table, {i % 8}, p);
         rebalances += moves.empty() ? 0 : 1;
         REQUIRE(moves.size() <= 4);
-        for (const auto & m : moves) { table.arrived(m.slot); }
     }
     REQUIRE(rebalances == 2);  // 8 experts, at most 4 a time
 }
 
-void fixed_never_evicts() {
+void the_caller_bounds_the_promotions() {
     PolicySettings p = eager();
-    p.ranking = Ranking::fixed;
+    p.interval_tokens = 10;
+    SlotTable table(8, 8);
+    for (int e = 0; e < 8; ++e) { table.see(e); }
+    REQUIRE(table.advance(10, p, 0).empty());
+    REQUIRE(table.advance(1, p, -1).empty());
+    REQUIRE(table.advance(1, p, 3).size() == 3);  // the rebalance was still due
+    REQUIRE(table.advance(9, p, 3).empty());
+    REQUIRE(table.advance(1, p).size() == 4);
+}
+
+// Whoever had to wait for others' promotions is promoted next; whoever was found not worth it, when seen again.
+void only_who_was_seen_is_promoted() {
+    PolicySettings p = eager();
+    SlotTable table(8, 4);
+    for (int e = 0; e < 6; ++e) { table.see(e); }
+    REQUIRE(table.advance(1, p, 3).size() == 3);
+    REQUIRE(table.advance(1, p, 3).size() == 1);
+    table.cancel(0);
+    REQUIRE(table.advance(1, p, 3).empty());
+    table.see(5);
+    REQUIRE(table.advance(1, p, 3).at(0).expert == 5);
+}
+
+void fixed_never_evicts() {
     SlotTable table(8, 2);
-    make_resident(table, 0);
-    make_resident(table, 1);
-    for (int i = 0; i < 100; ++i) {
-        table.see(5);
-        REQUIRE(table.advance(1, p).empty());
-    }
-    REQUIRE(table.evictions() == 0);
+    token(table, {0, 1}, eager(Ranking::fixed));
+    for (int i = 0; i < 100; ++i) { REQUIRE(token(table, {5}, eager(Ranking::fixed)).empty()); }
+    REQUIRE(table.evictions() == 0 && resident(table, 0) && resident(table, 1));
 }
 
 void lru_evicts_the_longest_unseen() {
-    PolicySettings p = eager();
-    p.ranking = Ranking::lru;
-    p.hysteresis = 1.0;
     SlotTable table(4, 2);
-    make_resident(table, 0);
-    make_resident(table, 1);
-    table.see(0);
-    table.advance(1, p);
-    table.see(2);
-    const auto moves = table.advance(1, p);
+    token(table, {0, 0, 0, 0}, eager(Ranking::lru));
+    token(table, {1}, eager(Ranking::lru));
+    const auto moves = token(table, {2}, eager(Ranking::lru));
     REQUIRE(moves.size() == 1 && moves[0].expert == 2);
-    REQUIRE(table.slot_of(0) != SlotTable::none && table.slot_of(1) == SlotTable::none);
+    REQUIRE(!resident(table, 0) && resident(table, 1));
 }
 
 void heat_prefers_frequent_over_recent() {
     SlotTable table(4, 1);
+    for (int i = 0; i < 10; ++i) { token(table, {0}, eager()); }
+    REQUIRE(token(table, {1}, eager()).empty());
+    REQUIRE(resident(table, 0));
+}
+
+// Of two residents that are as cold as the rest, the older goes; one well above the mean stays though it is the oldest.
+void lfru_protects_the_frequent_from_the_recent() {
+    SlotTable table(16, 3);
+    for (int i = 0; i < 20; ++i) { token(table, {0}, eager(Ranking::lfru)); }
+    token(table, {1}, eager(Ranking::lfru));
+    token(table, {2}, eager(Ranking::lfru));
+    token(table, {3, 3}, eager(Ranking::lfru));
+    REQUIRE(resident(table, 0) && !resident(table, 1) && resident(table, 2) && resident(table, 3));
+}
+
+void fading_needs_no_steady_half_life() {
     PolicySettings p = eager();
-    p.hysteresis = 1.0;
-    make_resident(table, 0);
-    for (int i = 0; i < 10; ++i) {
-        table.see(0);
-        table.advance(1, p);
+    SlotTable table(4, 1);
+    for (int i = 0; i < 8; ++i) { token(table, {0}, p); }
+    p.half_life_tokens = 1.0;
+    table.advance(3, p);  // 8 fades to 1
+    p.half_life_tokens = 1e9;
+    REQUIRE(token(table, {1}, p).empty());
+    REQUIRE(token(table, {1}, p).size() == 1);  // 2 ≥ 1 + ½
+}
+
+void fill_takes_the_hottest_then_the_rest_by_number() {
+    SlotTable table(6, 5);
+    table.see(4);
+    table.see(4);
+    table.see(2);
+    REQUIRE(table.fill(0).empty() && table.fill(-1).empty());
+    auto moves = table.fill(2);
+    REQUIRE(moves.size() == 2);
+    for (const Promotion & p : table.fill()) { moves.push_back(p); }
+    REQUIRE(moves.size() == 5);
+    const int expected[] = {4, 2, 0, 1, 3};
+    for (size_t i = 0; i < moves.size(); ++i) {
+        REQUIRE(moves[i].expert == expected[i] && moves[i].slot == static_cast<int>(i));
+        REQUIRE(!resident(table, moves[i].expert));
+        table.arrived(moves[i].slot);
+        REQUIRE(table.slot_of(moves[i].expert) == moves[i].slot);
     }
+    REQUIRE(table.fill().empty());
+}
+
+void a_wholly_resident_layer_never_moves_again() {
+    for (const Ranking ranking : every_ranking) {
+        SlotTable table(6, 6);
+        for (const Promotion & p : table.fill()) { table.arrived(p.slot); }
+        for (int i = 0; i < 100; ++i) { REQUIRE(token(table, {i % 6}, eager(ranking)).empty()); }
+        REQUIRE(table.evictions() == 0);
+    }
+}
+
+void a_cancelled_promotion_leaves_its_slot_empty() {
+    SlotTable table(4, 1);
     table.see(1);
-    REQUIRE(table.advance(1, p).empty());
+    const int slot = table.advance(1, eager()).at(0).slot;
+    table.cancel(slot);
+    table.arrived(slot);  // too late: there is nothing to arrive
+    REQUIRE(!resident(table, 1));
+    REQUIRE(token(table, {1}, eager()).size() == 1);
+    table.cancel(slot);  // has arrived
+    REQUIRE(table.slot_of(1) == slot);
 }
 
-// Two experts never share a slot, a pinned slot never changes hands, promises of promotions are kept.
-void random_histories(unsigned seed, int steps) {
-    std::mt19937 rng(seed);
-    const int n_experts = 1 + static_cast<int>(rng() % 40);
-    const int n_slots = static_cast<int>(rng() % 44);
-    SlotTable table(n_experts, n_slots);
-    std::vector<Promotion> loading;
-    std::vector<std::pair<int, int>> pinned;  // slot, expert
-    for (int step = 0; step < steps; ++step) {
+void a_seeded_table_ranks_as_recorded() {
+    SlotTable table(6, 3);
+    table.seed({0.0, 7.0, 3.0, 0.0, 9.0, std::nan(""), 1e9});  // one too many, which counts as none
+    const auto moves = table.fill();
+    REQUIRE(moves[0].expert == 4 && moves[1].expert == 1 && moves[2].expert == 2);
+    SlotTable unseeded(6, 3);
+    unseeded.seed({-1.0, std::numeric_limits<double>::infinity()});
+    REQUIRE(unseeded.fill()[0].expert == 0);
+}
+
+// However many tokens were recorded, a few hundred live ones of other experts take their slots.
+void live_traffic_overrules_a_seed() {
+    for (const Ranking ranking : {Ranking::heat, Ranking::lru, Ranking::lfru}) {
         PolicySettings p;
-        p.ranking = static_cast<Ranking>(rng() % 3);
-        p.interval_tokens = 1 + static_cast<int>(rng() % 4);
-        p.promotions = static_cast<int>(rng() % 5);
-        p.hysteresis = 1.0 + (rng() % 100) / 50.0;
-        p.min_sightings = 1 + static_cast<int>(rng() % 3);
-        p.dwell_tokens = static_cast<int>(rng() % 6);
-        p.half_life_tokens = 1.0 + rng() % 200;
-        for (unsigned i = 0; i < rng() % 8; ++i) {
-            const int expert = static_cast<int>(std::min<unsigned>(rng() % n_experts, rng() % n_experts));
-            table.see(expert);
-            const int slot = table.slot_of(expert);
-            if (slot != SlotTable::none && rng() % 4 == 0) {
-                table.pin(slot);
-                pinned.emplace_back(slot, expert);
-            }
-        }
-        const auto moves = table.advance(1, p);
-        REQUIRE(static_cast<int>(moves.size()) <= p.promotions);
-        for (const Promotion & m : moves) {
-            REQUIRE(m.slot >= 0 && m.slot < table.n_slots() && m.expert >= 0 && m.expert < n_experts);
-            for (const auto & [slot, expert] : pinned) { REQUIRE(slot != m.slot); }
-            for (const Promotion & l : loading) { REQUIRE(l.slot != m.slot && l.expert != m.expert); }
-            loading.push_back(m);
-        }
-        while (!loading.empty() && rng() % 2 == 0) {
-            const size_t which = rng() % loading.size();
-            table.arrived(loading[which].slot);
-            REQUIRE(table.slot_of(loading[which].expert) == loading[which].slot);
-            loading.erase(loading.begin() + static_cast<long>(which));
-        }
-        for (const auto & [slot, expert] : pinned) { REQUIRE(table.slot_of(expert) == slot); }
-        while (!pinned.empty() && rng() % 2 == 0) {
-            table.unpin(pinned.back().first);
-            pinned.pop_back();
-        }
-        std::set<int> taken;
-        for (int e = 0; e < n_experts; ++e) {
-            const int slot = table.slot_of(e);
-            if (slot != SlotTable::none) { REQUIRE(taken.insert(slot).second); }
-        }
+        p.ranking = ranking;
+        SlotTable table(64, 8);
+        std::vector<double> counts(64, 10.0);
+        for (int e = 0; e < 8; ++e) { counts[static_cast<size_t>(e)] = 1e9; }
+        table.seed(counts);
+        for (const Promotion & m : table.fill()) { table.arrived(m.slot); }
+        const int half_lives = 5;
+        for (int i = 0; i < half_lives * p.half_life_tokens; ++i) { token(table, {8, 9, 10, 11, 12, 13, 14, 15}, p); }
+        for (int e = 8; e < 16; ++e) { REQUIRE(resident(table, e)); }
     }
 }
 
-void budget_is_never_exceeded() {
-    REQUIRE(slots_within(0, 10, 8) == 0);
-    REQUIRE(slots_within(9, 10, 8) == 0);
-    REQUIRE(slots_within(39, 10, 8) == 3);
-    REQUIRE(slots_within(1000, 10, 8) == 8);
-    REQUIRE(slots_within(100, 0, 8) == 0);
-    REQUIRE(slots_within(-5, 10, 8) == 0);
+void a_table_inherits_what_another_has_seen() {
+    SlotTable old(6, 2);
+    for (int i = 0; i < 5; ++i) { token(old, {3, 5}, eager()); }
+    token(old, {5}, eager());
+    SlotTable table(6, 1);
+    token(table, {0, 0, 0}, eager());
+    table.inherit(old);
+    REQUIRE(resident(table, 0) && !resident(table, 5));  // slots are not inherited
+    const auto moves = token(table, {5}, eager());
+    REQUIRE(moves.size() == 1 && moves[0].expert == 5);
+    SlotTable other_model(7, 1);
+    token(other_model, {0, 0, 0}, eager());
+    other_model.inherit(old);
+    REQUIRE(token(other_model, {5}, eager()).empty());
+}
+
+// Flat routing gives no reason to move: what little the defaults promote is chance. Returns promotions a token.
+double flat_promotions(const PolicySettings & policy) {
+    std::mt19937 rng(1);
+    SlotTable table(128, 32);
+    size_t promoted = 0;
+    for (int i = 0; i < 4000; ++i) {
+        std::set<int> experts;
+        while (experts.size() < 8) { experts.insert(static_cast<int>(rng() % 128)); }
+        const auto moves = token(table, {experts.begin(), experts.end()}, policy);
+        promoted += i < 500 ? 0 : moves.size();
+    }
+    return static_cast<double>(promoted) / 3500.0;
+}
+
+void flat_routing_moves_little() {
+    PolicySettings jumpy;
+    jumpy.hysteresis = 1.0;
+    jumpy.min_sightings = 1;
+    REQUIRE(flat_promotions(PolicySettings{}) < 0.3);
+    REQUIRE(flat_promotions(jumpy) > 0.9);
 }
 
 void settings_refuse_nonsense() {
@@ -239,6 +347,7 @@ void settings_refuse_nonsense() {
     REQUIRE(!apply_setting(s, "hysteresis", "0.5").empty());
     REQUIRE(apply_setting(s, "hysteresis", "1.5").empty() && s.policy.hysteresis == 1.5);
     REQUIRE(!apply_setting(s, "policy", "magic").empty());
+    REQUIRE(apply_setting(s, "policy", "lfru").empty() && s.policy.ranking == Ranking::lfru);
     REQUIRE(!apply_setting(s, "slot", "1").empty());
     setenv("HOTCACHE_INTERVAL", "7", 1);
     setenv("HOTCACHE_SLOTS", "many", 1);
@@ -247,24 +356,44 @@ void settings_refuse_nonsense() {
     REQUIRE(from_environment.policy.interval_tokens == 7 && from_environment.slots == 0);
 }
 
+void settings_are_read_line_by_line() {
+    Settings s;
+    REQUIRE(apply_settings(s, "policy=lru\n\ninterval=9").empty());
+    REQUIRE(s.policy.ranking == Ranking::lru && s.policy.interval_tokens == 9);
+    REQUIRE(apply_settings(s, "").empty());
+    REQUIRE(!apply_settings(s, "interval").empty());
+    REQUIRE(!apply_settings(s, "interval=8\ninterval=x").empty() && s.policy.interval_tokens == 8);
+}
+
 }  // namespace
 
-int main(int argc, char ** argv) {
-    const int histories = argc > 1 ? std::atoi(argv[1]) : 100;
+int main() {
     capacity_zero_is_off();
     never_more_slots_than_experts();
     loading_slot_serves_nobody();
     pinned_slot_keeps_its_expert();
     dwell_protects_a_newcomer();
     hysteresis_demands_a_hotter_newcomer();
+    lru_hysteresis_demands_a_more_recent_newcomer();
     a_newcomer_needs_its_sightings();
+    sightings_of_long_ago_do_not_count();
+    an_empty_slot_takes_whoever_was_seen();
     interval_spaces_the_rebalances();
+    the_caller_bounds_the_promotions();
+    only_who_was_seen_is_promoted();
     fixed_never_evicts();
     lru_evicts_the_longest_unseen();
     heat_prefers_frequent_over_recent();
-    budget_is_never_exceeded();
+    lfru_protects_the_frequent_from_the_recent();
+    fading_needs_no_steady_half_life();
+    fill_takes_the_hottest_then_the_rest_by_number();
+    a_wholly_resident_layer_never_moves_again();
+    a_cancelled_promotion_leaves_its_slot_empty();
+    a_seeded_table_ranks_as_recorded();
+    live_traffic_overrules_a_seed();
+    a_table_inherits_what_another_has_seen();
+    flat_routing_moves_little();
     settings_refuse_nonsense();
-    for (int seed = 0; seed < histories; ++seed) { random_histories(static_cast<unsigned>(seed), 1000); }
-    std::printf("%d histories of 1000 steps\n", histories);
+    settings_are_read_line_by_line();
     return 0;
 }

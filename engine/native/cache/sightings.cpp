@@ -7,9 +7,9 @@ namespace hotcache {
 
 namespace {
 
-// Mean heat that a recording gives at most. Live traffic keeps up 2 (10 of 512 experts used) to 23 (2 of 8) at the default
-// half-life, so a recording that misleads is outweighed within three half-lives.
-constexpr double seeded_heat = 8.0;
+// Mean heat that a recording gives at most. Live traffic keeps up 1 (10 of 512 experts used) to 12 (2 of 8) at the default
+// half-life, so a recording that misleads is outweighed within some three half-lives.
+constexpr double seeded_heat = 4.0;
 
 }  // namespace
 

@@ -16,17 +16,26 @@ double least_heat(const PolicySettings & policy) { return policy.min_sightings -
 
 SlotTable::SlotTable(int n_experts, int n_slots)
     : slots_(static_cast<size_t>(std::clamp(n_slots, 0, std::max(n_experts, 0)))),
-      slot_of_expert_(static_cast<size_t>(std::max(n_experts, 0)), none),
-      sightings_(n_experts) {}
+      experts_(static_cast<size_t>(std::max(n_experts, 0))),
+      sightings_(n_experts) {
+    candidates_.reserve(experts_.size());
+}
 
 int SlotTable::slot_of(int expert) const {
-    const int slot = slot_of_expert_[expert];
+    const int slot = experts_[expert].slot;
     return slot != none && slots_[slot].state == State::ready ? slot : none;
 }
 
 void SlotTable::pin(int slot) { ++slots_[slot].pins; }
 
 void SlotTable::unpin(int slot) { --slots_[slot].pins; }
+
+void SlotTable::see(int expert) {
+    sightings_.see(expert);
+    if (experts_[expert].candidate) { return; }
+    experts_[expert].candidate = true;
+    candidates_.push_back(expert);
+}
 
 void SlotTable::inherit(const SlotTable & old) {
     if (old.sightings_.n_experts() == sightings_.n_experts()) { sightings_ = old.sightings_; }
@@ -45,30 +54,34 @@ std::vector<Promotion> SlotTable::advance(int n_tokens, const PolicySettings & p
         const bool full = slot == none;
         if (full && policy.ranking == Ranking::fixed) { break; }
         // An empty slot is worth nothing, so any sighting is enough to fill it.
-        const int newcomer = best_outsider(policy.ranking, full ? least_heat(policy) : 0.0);
+        const int newcomer = best_candidate(policy.ranking, full ? least_heat(policy) : 0.0);
         if (newcomer == none) { break; }
         if (full) {
             slot = worst_evictable(policy);
             if (slot == none || !worth_replacing(slots_[slot].expert, newcomer, policy)) { break; }
-            slot_of_expert_[slots_[slot].expert] = none;
+            experts_[slots_[slot].expert].slot = none;
             ++evictions_;
         }
         promotions.push_back(load(newcomer, slot));
     }
+    if (static_cast<int>(promotions.size()) < most) {
+        for (const int expert : candidates_) { experts_[expert].candidate = false; }
+        candidates_.clear();
+    }
     return promotions;
 }
 
-std::vector<Promotion> SlotTable::fill() {
+std::vector<Promotion> SlotTable::fill(int most) {
     std::vector<int> outsiders;
     for (int e = 0; e < sightings_.n_experts(); ++e) {
-        if (slot_of_expert_[e] == none) { outsiders.push_back(e); }
+        if (experts_[e].slot == none) { outsiders.push_back(e); }
     }
     std::stable_sort(outsiders.begin(), outsiders.end(),
                      [this](int a, int b) { return sightings_.heat(a) > sightings_.heat(b); });
     std::vector<Promotion> promotions;
     // There are at least as many outsiders as empty slots: no table has more slots than experts.
     auto next = outsiders.begin();
-    for (int slot = 0; slot < n_slots(); ++slot) {
+    for (int slot = 0; slot < n_slots() && static_cast<int>(promotions.size()) < most; ++slot) {
         if (slots_[slot].state == State::empty) { promotions.push_back(load(*next++, slot)); }
     }
     return promotions;
@@ -76,7 +89,7 @@ std::vector<Promotion> SlotTable::fill() {
 
 Promotion SlotTable::load(int expert, int slot) {
     slots_[slot] = Slot{State::loading, expert, 0, token_};
-    slot_of_expert_[expert] = slot;
+    experts_[expert].slot = slot;
     return {expert, slot};
 }
 
@@ -88,7 +101,7 @@ void SlotTable::arrived(int slot) {
 
 void SlotTable::cancel(int slot) {
     if (slots_[slot].state != State::loading) { return; }
-    slot_of_expert_[slots_[slot].expert] = none;
+    experts_[slots_[slot].expert].slot = none;
     slots_[slot] = Slot{};
 }
 
@@ -111,11 +124,10 @@ bool SlotTable::ranks_below(int a, int b, Ranking ranking) const {
     return heat_a < heat_b;
 }
 
-int SlotTable::best_outsider(Ranking ranking, double least_heat) const {
+int SlotTable::best_candidate(Ranking ranking, double least_heat) const {
     int best = none;
-    for (int e = 0; e < sightings_.n_experts(); ++e) {
-        const double heat = sightings_.heat(e);
-        if (slot_of_expert_[e] != none || heat <= 0.0 || heat < least_heat) { continue; }
+    for (const int e : candidates_) {
+        if (experts_[e].slot != none || sightings_.heat(e) < least_heat) { continue; }
         if (best == none || ranks_below(best, e, ranking)) { best = e; }
     }
     return best;

@@ -54,7 +54,7 @@ class SlotTable {
     void unpin(int slot);
 
     // One routed (token, expert) pair of the current token.
-    void see(int expert) { sightings_.see(expert); }
+    void see(int expert);
 
     // Takes recorded routing counts, one an expert, as if they had been seen.
     void seed(const std::vector<double> & counts) { sightings_.seed(counts); }
@@ -63,12 +63,13 @@ class SlotTable {
     void inherit(const SlotTable & old);
 
     // Ends `n_tokens` tokens. When a rebalance is due, unmaps the losers and returns what is to be copied: at most `most`
-    // experts, hottest first. With `most` 0 a rebalance that is due waits for the next call.
+    // experts, best first, of those seen since a rebalance last found nobody worth promoting. With `most` 0 a rebalance
+    // that is due waits for the next call.
     std::vector<Promotion> advance(int n_tokens, const PolicySettings & policy,
                                    int most = std::numeric_limits<int>::max());
 
-    // An expert for every empty slot: hottest first, then those never seen by number.
-    std::vector<Promotion> fill();
+    // An expert for every empty slot, for at most `most` of them: hottest first, then those never seen by number.
+    std::vector<Promotion> fill(int most = std::numeric_limits<int>::max());
 
     // The copy of a promotion ended: its expert is served from now on. Ignored unless the slot is loading.
     void arrived(int slot);
@@ -89,15 +90,21 @@ class SlotTable {
         int64_t since_token = 0;
     };
 
+    struct Expert {
+        int slot = none;  // loading or ready
+        bool candidate = false;
+    };
+
     Promotion load(int expert, int slot);
     int empty_slot() const;
     bool ranks_below(int a, int b, Ranking ranking) const;
-    int best_outsider(Ranking ranking, double least_heat) const;
+    int best_candidate(Ranking ranking, double least_heat) const;
     int worst_evictable(const PolicySettings & policy) const;
     bool worth_replacing(int resident, int newcomer, const PolicySettings & policy) const;
 
     std::vector<Slot> slots_;
-    std::vector<int> slot_of_expert_;  // loading or ready; none for an outsider
+    std::vector<Expert> experts_;
+    std::vector<int> candidates_;  // experts seen since a rebalance last found nobody worth promoting, each once
     Sightings sightings_;
     int64_t token_ = 0;
     int64_t last_rebalance_token_ = 0;
