@@ -100,9 +100,4 @@ std::vector<int> slots_within(int64_t budget_bytes, const std::vector<LayerDeman
     return slots;
 }
 
-int slots_within(int64_t budget_bytes, int64_t one_expert_of_every_layer_bytes, int n_experts) {
-    if (budget_bytes <= 0 || one_expert_of_every_layer_bytes <= 0) { return 0; }
-    return static_cast<int>(std::min<int64_t>(budget_bytes / one_expert_of_every_layer_bytes, n_experts));
-}
-
 }  // namespace hotcache

@@ -24,8 +24,4 @@ struct LayerDemand {
 // were flat, and as busy as the mean of the known ones.
 std::vector<int> slots_within(int64_t budget_bytes, const std::vector<LayerDemand> & layers, Spread spread, int n_whole);
 
-// Most slots a layer may have so that all layers together stay within `budget_bytes`, when one expert of every layer
-// together takes `one_expert_of_every_layer_bytes`.
-int slots_within(int64_t budget_bytes, int64_t one_expert_of_every_layer_bytes, int n_experts);
-
 }  // namespace hotcache
