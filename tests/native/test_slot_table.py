@@ -54,6 +54,11 @@ def test_replays_are_right(policy_layer: list[Path]) -> None:
     run("replay_test", policy_layer)
 
 
+def test_the_guard_sees_through_noise_and_costs_next_to_nothing(policy_layer: list[Path]) -> None:
+    """It decides from costs that a model of a machine states: on, off, on again, a layer alone."""
+    run("guard_test", policy_layer)
+
+
 def test_policy_layer_knows_no_ggml() -> None:
     """No file of the policy layer includes a header of ggml or of the backend layer."""
     for source in (SOURCES / "cache").iterdir():
