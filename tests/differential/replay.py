@@ -336,11 +336,14 @@ class Loaded:
         self._key: tuple[object, ...] | None = None
         self._model: ModelHandle | None = None
 
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+
     def model_of(self, scenario: Scenario) -> ModelHandle:
         key = (scenario.model, scenario.mmap, scenario.dense_on_device, scenario.experts_on_device)
         if self._model is None or key != self._key:
-            if self._model is not None:
-                self._model.close()
+            self.close()
             self._key, self._model = key, ModelHandle(Path(scenario.model), self._log, placement(scenario))
         return self._model
 
@@ -399,6 +402,7 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
             "machine": machine.since(before) if machine else {},
         }
         answer(json.dumps(report))
+    loaded.close()
 
 
 def register(fast_tier: str | None, emulated: str | None) -> Cache | None:

@@ -1,5 +1,6 @@
 """A process that replays scenarios."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,16 +26,19 @@ class Replayer:
         self._replayed = 0
 
     def __call__(self, scenario: Scenario) -> Outcome:
-        process = self._process if self._process and self._process.poll() is None else self._start()
+        process = self._process or self._start()
         assert process.stdin and process.stdout
         out = self._folder / f"{self._replayed}.npy"
         self._replayed += 1
-        process.stdin.write(f"{scenario.to_json()}\t{out}\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
+        try:
+            process.stdin.write(f"{scenario.to_json()}\t{out}\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            line = ""  # it died after its last answer, which is no better
+        else:
+            line = process.stdout.readline()
         if not line:
-            self.close()
-            raise AssertionError(f"{' '.join(self._options)}: died with {process.returncode}\n{self._last_words()}")
+            raise AssertionError(f"{' '.join(self._options)}: died with {self._end()}\n{self._last_words()}")
         try:
             return Outcome.read(out, line)
         finally:
@@ -53,14 +57,19 @@ class Replayer:
         return "".join(lines[first:])
 
     def close(self) -> None:
-        """Let the process end by itself; it may find something wrong while it frees what it holds."""
+        """Let the process end by itself: freeing what it holds must not kill it."""
+        assert self._end() == 0, self._last_words()
+
+    def _end(self) -> int:
         if self._process is None:
-            return
+            return 0
         process, self._process = self._process, None
         assert process.stdin
-        process.stdin.close()
-        process.wait(timeout=60)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        status = process.wait(timeout=60)
         self._listener.join(timeout=10)
+        return status
 
     def _last_words(self) -> str:
         return "".join([line for line in self._said if "input tensor" not in line][-30:])

@@ -41,8 +41,13 @@ class Scenario:
     settled: bool = True
 
     def reference(self) -> "Scenario":
-        """The same run without anything that stock llama.cpp on the CPU does not know."""
-        return replace(self, dense_on_device=False, experts_on_device=0, cache=(), settled=True)
+        """The same run without anything that stock llama.cpp on the CPU does not know.
+
+        How the CPU adds up attention depends on its threads, of which the emulated accelerator has one.
+        """
+        n_threads = 1 if self.dense_on_device else self.n_threads
+        plain = replace(self, dense_on_device=False, experts_on_device=0, n_threads=n_threads)
+        return replace(plain, cache=(), settled=True)
 
     def with_cache(self, **settings: str | int | float) -> "Scenario":
         """The same run with these settings of the cache, on top of those it has."""

@@ -98,6 +98,18 @@ def test_cache_changes_no_bit_of_an_encoder(model_of: Callable[..., str], stock:
     assert_same_bits(stock(scenario), outcome)
 
 
+@pytest.mark.parametrize("placed", ["host", "device"])
+def test_threads_change_no_bit(
+    placed: str, model_of: Callable[..., str], stock: Run, cached: Run, emulated: Run
+) -> None:
+    """Misses computed by two threads are those computed by one."""
+    scenario = Scenario(model_of("qwen3moe"), (("prompt", 8), ("decode", 8), ("batch", 3)), n_threads=2)
+    scenario = replace(scenario, dense_on_device=placed == "device")
+    outcome = (cached if placed == "host" else emulated)(scenario)
+    assert_worked(outcome)
+    assert_same_bits(stock(scenario), outcome)
+
+
 @pytest.mark.parametrize("quant", ["F16", "Q4_0", "Q4_K", "Q6_K", "MXFP4", "IQ4_NL", "NVFP4"])
 def test_cache_changes_no_bit_for_any_quantisation(
     quant: str, model_of: Callable[..., str], stock: Run, cached: Run
