@@ -208,7 +208,7 @@ void Engine::plan_slots() {
     const Settings & settings = *settings_;
     std::vector<LayerDemand> demands;
     for (const Family & family : families) {
-        demands.push_back({family.n_expert(), family.expert_bytes(), recorded_counts(family.layer)});
+        demands.push_back({family.n_expert, family.expert_bytes, recorded_counts(family.layer)});
     }
     const int64_t room = std::max<int64_t>(std::min(spare_bytes(settings), ceiling_bytes_ - slot_bytes()), 0);
     const auto bytes_of = [&](const std::vector<int> & slots) {

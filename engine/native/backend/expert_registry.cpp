@@ -12,9 +12,11 @@ namespace hotcache {
 
 namespace {
 
-// GGUF names expert tensors "blk.7.ffn_up_exps.weight", "….bias"; a layer may have a second set, "…_chexps".
+// GGUF names expert tensors "blk.7.ffn_up_exps.weight", "….bias"; a layer may have a second set, "…_chexps". The scheduler's
+// copies of a tensor begin with a backend's name.
 bool is_expert_tensor(const ggml_tensor * weight) {
-    return weight->op == GGML_OP_NONE && std::strstr(ggml_get_name(weight), "exps.") != nullptr;
+    return weight->op == GGML_OP_NONE && layer_number(weight) >= 0 &&
+           std::strstr(ggml_get_name(weight), "exps.") != nullptr;
 }
 
 std::string kind_of(const ggml_tensor * weight) {
@@ -31,25 +33,18 @@ int layer_number(const ggml_tensor * weight) {
     return std::sscanf(ggml_get_name(weight), "blk.%d.", &index) == 1 ? index : -1;
 }
 
-int Family::n_expert() const {
-    const ggml_tensor * first = weights.front();
-    return static_cast<int>(first->ne[2] > 1 ? first->ne[2] : first->ne[1]);
-}
-
-int64_t Family::expert_bytes() const {
-    int64_t bytes = 0;
-    for (const ggml_tensor * w : weights) { bytes += static_cast<int64_t>(expert_slice_bytes(w)); }
-    return bytes;
-}
-
 void ExpertRegistry::add(ggml_backend_buffer_t buffer, const ggml_tensor * weight) {
-    if (is_expert_tensor(weight)) { weights_[buffer].insert(weight); }
+    if (!is_expert_tensor(weight)) { return; }
+    const bool bias = weight->ne[2] == 1;
+    weights_[buffer][weight] = {layer_number(weight), kind_of(weight), static_cast<int>(bias ? weight->ne[1] : weight->ne[2]),
+                                static_cast<int64_t>(expert_slice_bytes(weight))};
 }
 
 std::set<const ggml_tensor *> ExpertRegistry::remove(ggml_backend_buffer_t buffer) {
+    std::set<const ggml_tensor *> gone;
     const auto found = weights_.find(buffer);
-    if (found == weights_.end()) { return {}; }
-    std::set<const ggml_tensor *> gone = std::move(found->second);
+    if (found == weights_.end()) { return gone; }
+    for (const auto & [weight, known] : found->second) { gone.insert(weight); }
     weights_.erase(found);
     return gone;
 }
@@ -58,9 +53,11 @@ std::vector<Family> ExpertRegistry::families() const {
     // Two models have layers of the same number; each has buffers of its own.
     std::map<std::pair<int, std::string>, std::map<ggml_backend_buffer_t, Family>> by_layer;
     for (const auto & [buffer, weights] : weights_) {
-        for (const ggml_tensor * weight : weights) {
-            Family & family = by_layer[{layer_number(weight), kind_of(weight)}][buffer];
-            family.layer = layer_number(weight);
+        for (const auto & [weight, known] : weights) {
+            Family & family = by_layer[{known.layer, known.kind}][buffer];
+            family.layer = known.layer;
+            family.n_expert = known.n_expert;
+            family.expert_bytes += known.slice_bytes;
             family.weights.push_back(weight);
         }
     }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -13,10 +15,9 @@ namespace hotcache {
 // The expert tensors of one routed FFN, as known from loading.
 struct Family {
     std::vector<const ggml_tensor *> weights;
-    int layer = -1;  // from the GGUF tensor name, -1 when it has none
-
-    int n_expert() const;
-    int64_t expert_bytes() const;  // of one expert in all matrices
+    int layer = -1;  // from the GGUF tensor name
+    int n_expert = 0;
+    int64_t expert_bytes = 0;  // of one expert in all matrices
 };
 
 class ExpertRegistry {
@@ -38,7 +39,15 @@ class ExpertRegistry {
     bool dense_part_elsewhere() const;
 
   private:
-    std::unordered_map<ggml_backend_buffer_t, std::set<const ggml_tensor *>> weights_;
+    // What was true when the memory was given: a tensor itself is not looked at again, it may be gone before its buffer.
+    struct Known {
+        int layer;
+        std::string kind;  // a layer may have two sets
+        int n_expert;
+        int64_t slice_bytes;
+    };
+
+    std::unordered_map<ggml_backend_buffer_t, std::map<const ggml_tensor *, Known>> weights_;
     bool loading_ = false;
     std::set<int> expert_layers_;
     std::set<int> dense_layers_;

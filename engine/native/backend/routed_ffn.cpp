@@ -6,8 +6,10 @@ namespace hotcache {
 
 namespace {
 
+// As a weight: the scheduler may keep a copy of one in memory of the same type, and reuse that memory.
 bool lies_in(const ggml_tensor * weight, ggml_backend_buffer_type_t buft) {
-    return weight->buffer != nullptr && weight->buffer->buft == buft;
+    return weight->buffer != nullptr && weight->buffer->buft == buft &&
+           weight->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
 }
 
 // A slice along the rows of a per-pair tensor: how llama.cpp takes gate and up out of a fused product.
