@@ -9,7 +9,6 @@ import pytest
 from compile import HERE, SOURCES, compile_program
 
 Read = Callable[..., tuple[dict[str, str], list[str]]]
-DEFAULTS = {"device": "", "slots": "0", "profile": "", "interval": "4", "hysteresis": "1.25"}
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +35,38 @@ def read(program: Path, tmp_path: Path) -> Read:
     return settings
 
 
-def test_file_sets_what_it_says(read: Read) -> None:
+@pytest.fixture
+def defaults(read: Read) -> dict[str, str]:
+    """What an empty file gives, which is what no file gives."""
+    settings, problems = read("")
+    assert (settings, problems) == read("", HOTCACHE_CONFIG="")
+    assert problems == []
+    return settings
+
+
+def test_file_sets_what_it_says(read: Read, defaults: dict[str, str]) -> None:
     """Comments, blank lines, spaces and Windows line ends mean nothing; a # inside a word is part of it."""
     text = "# fast tier\r\n\n device=CUDA0\r\n\tslots = 16  # a layer\nprofile = /models/my#1.prof\ninterval=2"
     values, problems = read(text)
     assert problems == []
-    assert values == DEFAULTS | {"device": "CUDA0", "slots": "16", "profile": "/models/my#1.prof", "interval": "2"}
+    assert values == defaults | {"device": "CUDA0", "slots": "16", "profile": "/models/my#1.prof", "interval": "2"}
 
 
-def test_variables_win_over_the_file(read: Read) -> None:
+def test_variables_win_over_the_file(read: Read, defaults: dict[str, str]) -> None:
     """What the environment says counts; the file fills in the rest."""
     values, problems = read("slots = 16\ninterval = 2\n", HOTCACHE_SLOTS="8")
     assert problems == []
-    assert values == DEFAULTS | {"slots": "8", "interval": "2"}
+    assert values == defaults | {"slots": "8", "interval": "2"}
 
 
-def test_every_problem_names_its_line(read: Read) -> None:
+def test_every_problem_names_its_line(read: Read, defaults: dict[str, str]) -> None:
     """A bad line is left out and named; the good ones count."""
     values, problems = read("slots = many\nintervall = 3\n\nslots\nhysteresis = 2\nhysteresis = 3\n = 4\ndevice =\n")
     assert [problem.split(": ")[0] for problem in problems] == [f"FILE:{line}" for line in (1, 2, 4, 6, 7, 8)]
     assert problems[0] == "FILE:1: slots=many: must be a number from 0 to 65536"
     assert problems[1].startswith("FILE:2: intervall: no such setting; there are ")
     assert problems[3] == "FILE:6: hysteresis is set a second time"
-    assert values == DEFAULTS | {"hysteresis": "2"}
+    assert values == defaults | {"hysteresis": "2"}
 
 
 @pytest.mark.parametrize(
@@ -68,23 +76,25 @@ def test_every_problem_names_its_line(read: Read) -> None:
         (b"slots = 8\n\0", "FILE: is not a text file"),
     ],
 )
-def test_nothing_counts_of_what_is_no_file_of_settings(read: Read, content: bytes, problem: str) -> None:
+def test_nothing_counts_of_what_is_no_file_of_settings(
+    read: Read, defaults: dict[str, str], content: bytes, problem: str
+) -> None:
     """A model or an image given by mistake changes nothing."""
-    assert read(content) == (DEFAULTS, [problem])
+    assert read(content) == (defaults, [problem])
 
 
-def test_overlong_lines_and_floods_of_problems_end(read: Read) -> None:
+def test_overlong_lines_and_floods_of_problems_end(read: Read, defaults: dict[str, str]) -> None:
     """A line has a limit, and after 20 problems nothing more is read."""
     values, problems = read("profile = " + "x" * 1024 + "\n" + "junk\n" * 30 + "slots = 8\n")
     assert problems[0] == "FILE:1: longer than 1024 characters"
     assert problems[-1] == "FILE: not read any further"
     assert len(problems) == 21
-    assert values == DEFAULTS
+    assert values == defaults
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/hotcache.conf", "/", "/dev/zero"])
-def test_missing_file_is_said(read: Read, path: str) -> None:
+def test_missing_file_is_said(read: Read, defaults: dict[str, str], path: str) -> None:
     """A file that is not there, a folder and a device are refused, and the variables still count."""
     values, problems = read("", HOTCACHE_CONFIG=path, HOTCACHE_SLOTS="8")
     assert problems == [f"{path}: is not a file that can be read; correct or unset HOTCACHE_CONFIG"]
-    assert values == DEFAULTS | {"slots": "8"}
+    assert values == defaults | {"slots": "8"}
