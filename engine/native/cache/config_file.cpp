@@ -51,7 +51,9 @@ std::optional<std::string> read_text(const std::string & path, std::string & pro
         problem = "is larger than " + std::to_string(most_file_bytes >> 10) + " KiB: not a file of settings";
         return std::nullopt;
     }
-    const auto is_control = [](unsigned char c) { return (c < ' ' && c != '\n' && c != '\t' && c != '\r') || c == 127; };
+    const auto is_control = [](unsigned char c) {
+        return (c < ' ' && c != '\n' && c != '\t' && c != '\r') || c == 127;
+    };
     if (std::any_of(text.begin(), text.end(), is_control)) {
         problem = "is not a text file";
         return std::nullopt;
