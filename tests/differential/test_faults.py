@@ -66,7 +66,6 @@ def test_a_nearly_full_device_means_fewer_slots(
     assert_same_bits(stock(scenario), outcome)
 
 
-@pytest.mark.xfail(strict=False, reason="slots are not given back yet")
 def test_slots_are_given_back_when_memory_runs_short(model_of: Callable[..., str], stock: Run, emulated: Run) -> None:
     """Another program takes memory until less than the reserve is free: slots go, tokens stay right."""
     slots_bytes = 4 * 12 * 3 * 128 * 272

@@ -91,7 +91,6 @@ def test_the_environment_alone_switches_the_cache_on(model_of: Callable[..., str
 
 
 @pytest.mark.parametrize("content", ["absent", "empty", "cut short", "junk", "a folder", "endless"])
-@pytest.mark.xfail(strict=False, reason="profiles are not read yet")
 def test_a_broken_profile_is_named_in_the_log(
     content: str, model_of: Callable[..., str], stock: Run, tmp_path: Path
 ) -> None:

@@ -10,6 +10,12 @@ namespace {
 constexpr std::chrono::milliseconds tending_interval{250};
 constexpr std::chrono::seconds settling_time{2};
 
+// What somebody gave as a value, in a message: the beginning will do.
+std::string quoted(const std::string & value) {
+    constexpr size_t most = 200;
+    return value.size() <= most ? value : value.substr(0, most) + "...";
+}
+
 double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 // A device by name, unless it is this library's own: a cache cannot delegate to itself.
@@ -40,7 +46,7 @@ std::string Engine::load_profile(const Settings & settings, std::shared_ptr<cons
     profile.reset();
     if (settings.profile.empty()) { return {}; }
     auto read = read_routing_profile(settings.profile);
-    if (std::holds_alternative<std::string>(read)) { return "profile=" + settings.profile + ": " + std::get<std::string>(read); }
+    if (std::holds_alternative<std::string>(read)) { return "profile=" + quoted(settings.profile) + ": " + std::get<std::string>(read); }
     profile = std::make_shared<RoutingProfile>(std::get<RoutingProfile>(std::move(read)));
     return {};
 }
@@ -49,7 +55,7 @@ std::string Engine::load_profile(const Settings & settings, std::shared_ptr<cons
 std::string Engine::check_workload(const Settings & settings, const RoutingProfile * profile) {
     if (profile == nullptr) { return {}; }
     const auto counts = profile->counts_of(0, settings.workload);
-    return std::holds_alternative<std::string>(counts) ? "workload=" + settings.workload + ": " + std::get<std::string>(counts)
+    return std::holds_alternative<std::string>(counts) ? "workload=" + quoted(settings.workload) + ": " + std::get<std::string>(counts)
                                                        : std::string();
 }
 
@@ -102,10 +108,10 @@ std::string Engine::set(const std::string & key, const std::string & value) {
     auto changed = std::make_shared<Settings>(*settings_);
     std::string problem = apply_setting(*changed, key, value);
     if (problem.empty() && !changed->device.empty() && fast_device(*changed) == nullptr) {
-        problem = "device=" + changed->device + ": no such ggml device";
+        problem = "device=" + quoted(changed->device) + ": no such ggml device";
     }
     if (problem.empty() && !changed->cold_device.empty() && other_device(changed->cold_device) == nullptr) {
-        problem = "cold_device=" + changed->cold_device + ": no such ggml device";
+        problem = "cold_device=" + quoted(changed->cold_device) + ": no such ggml device";
     }
     std::shared_ptr<const RoutingProfile> profile = profile_;
     if (problem.empty() && key == "profile") { problem = load_profile(*changed, profile); }

@@ -151,7 +151,7 @@ std::variant<std::vector<double>, std::string> RoutingProfile::counts_of(int lay
     if (!workload.empty() && workloads.count(workload) == 0) {
         std::string names;
         for (const auto & [name, layers] : workloads) { names += (names.empty() ? "" : ", ") + name; }
-        return workload + ": no such workload in the routing profile; there are " + names;
+        return "no such workload in the routing profile; there are " + names;
     }
     std::vector<double> sum;
     for (const auto & [name, layers] : workloads) {
@@ -168,7 +168,7 @@ std::variant<RoutingProfile, std::string> read_routing_profile(const std::string
         Reader file(path);
         return read(file);
     } catch (const Wrong & wrong) {
-        return "routing profile " + path + ": " + wrong.why;
+        return wrong.why;
     }
 }
 
