@@ -75,7 +75,8 @@ class MemoryModel:
         one = self.slot_bytes(config)
         if one == 0:
             return 0
-        left = self.fast_limit_bytes - self.footprint(config).fast_bytes
+        with_one = replace(config, cache=replace(config.cache, slots=1)) if config.cache is not None else config
+        left = self.fast_limit_bytes - self.footprint(with_one).fast_bytes + (one if config.cache is not None else 0)
         return max(0, min(self.model.n_expert, int(left * share) // one))
 
     def excess_bytes(self, config: EngineConfig) -> tuple[int, int]:
@@ -117,14 +118,14 @@ class MemoryModel:
 
     def _streaming_bytes(self, config: EngineConfig) -> int:
         """What the plugin takes on the device besides slots: staging, rows of pairs, its own part of the graph."""
-        if config.cache is None or self.tier is None or self.tier.on_host:
+        if config.cache is None or not config.cache.on or self.tier is None or self.tier.on_host:
             return 0
         model = self.model
         largest_expert = max((layer.expert_bytes for layer in model.layers), default=0)
         staging = max(int(self.tier.total_bytes * _STAGING_SHARE), largest_expert + _STAGING_PADDING_BYTES)
         pairs = config.n_ubatch * model.n_expert_used
         row = model.n_embd * 4
-        return 2 * staging + 5 * min(pairs, _STREAMED_PAIRS) * row + 4 * pairs * row + config.n_ubatch * row
+        return 2 * staging + 3 * min(pairs, _STREAMED_PAIRS) * row + pairs * row
 
     def _buffer_bytes(self, config: EngineConfig) -> int:
         """An upper estimate of one compute graph's buffers, checked against llama.cpp with flash attention."""

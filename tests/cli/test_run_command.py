@@ -87,7 +87,8 @@ def test_the_profile_is_applied_and_said(
     ProfileStore().save(profile)
     result = command("run", str(model_file), "-p", "hi")
     assert result.code == ExitCode.OK
-    assert engine.configs == [profile.config]
+    assert profile.config.cache is not None
+    assert engine.configs == [replace(profile.config, cache=replace(profile.config.cache, guard=True))]
     assert profile.verdict.sentence in " ".join(result.err.split())
 
 

@@ -60,4 +60,4 @@ def test_the_cache_refuses_what_is_cut_or_goes_on(reader: Path, routing: Routing
     for damaged in (raw[:-1], raw[:500], raw[:30], b"", raw + b"\0", b"X" + raw[1:]):
         done = read(reader, tmp_path / "r", damaged)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "routing profile" in done.stderr
+        assert done.stderr.strip()
