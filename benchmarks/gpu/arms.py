@@ -10,11 +10,13 @@ from runs import ALL_LAYERS, LAYOUTS, Bench, Failed, Placement, Run, say
 
 # Equal VRAM means: no more than the cache takes, give or take what an allocator rounds.
 TOLERANCE = 1.01
+REFERENCE = "reference/ram-plain"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One budget's arms: runs by arm name, all in the order of measuring; logits of each arm against stock in RAM."""
+    """One budget's arms: runs by arm name, all in the order of measuring; how far each arm's logits lie from those of
+    stock llama.cpp with all experts in RAM, in ggml's own layout, which is the one that the cache computes from."""
 
     budget_bytes: int
     screening: Sequence[Run]
@@ -50,7 +52,8 @@ def measure_budget(bench: Bench, budget_bytes: int, rounds: int) -> Comparison:
             name = f"{folder}/{arm}-{turn}"
             runs[arm].append(bench.measure(name, placements[arm], logits=turn == 0))
             say(f"  {runs[arm][-1].tg_tps:.1f} tok/s, prompts {runs[arm][-1].pp_tps:.0f} tok/s")
-    logits = {arm: bench.compare(f"{folder}/ram-0", f"{folder}/{arm}-0") for arm in placements if arm != "ram"}
+    bench.measure(REFERENCE, Placement(ALL_LAYERS, "plain"), logits=True)
+    logits = {arm: bench.compare(REFERENCE, f"{folder}/{arm}-0") for arm in placements}
     return Comparison(budget_bytes, [*layouts, tried, *offloads], runs, logits, failures)
 
 

@@ -115,7 +115,7 @@ class Bench:
     def compare(self, base: str, other: str) -> dict[str, Any]:
         """How far the logits of two runs lie apart. Raises Failed."""
         runs = self.work / "runs"
-        out = runs / f"{other}-against-{Path(base).name}.json"
+        out = runs / f"{other}-logits.json"
         command = [str(self.work / "programs" / "compare"), "--out", str(out)]
         command += ["--base", str(runs / f"{base}.logits"), "--other", str(runs / f"{other}.logits")]
         self._run(command, {}, out.with_suffix(".log"))

@@ -66,8 +66,8 @@ def test_rehearsal_measures_all_arms_and_reports(work: Path, tmp_path: Path) -> 
     assert arms["offload"]["vram_bytes"] <= arms["cache"]["vram_bytes"] * 1.01
     assert arms["cache"]["vram_bytes"] > arms["ram"]["vram_bytes"]
     assert arms["cache"]["hit_rate"] > figures["resident"]
-    assert figures["logits"]["cache"]["mean_kld"] < 1e-3
-    assert figures["logits"]["cache"]["same_top"] >= 7
+    # The emulated accelerator computes as the CPU does, to the last bit.
+    assert figures["logits"]["cache"]["identical"] == 8
 
 
 def test_model_routes_as_asked(work: Path) -> None:
