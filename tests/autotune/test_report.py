@@ -97,18 +97,18 @@ def finished(request: SearchRequest, landscape: Landscape) -> SearchResult:
 
 
 def test_the_table_has_every_baseline_and_the_best(request_: SearchRequest) -> None:
-    """Aligned, at most 80 columns, with the figures of each."""
+    """Aligned, at most 80 columns, with the figures of each; a stock trial only where it beat the named ones."""
     table = result_table(finished(request_, Landscape(noise=0.01)))
     lines = table.splitlines()
     assert all(len(line) <= WIDTH for line in lines)
     rows = lines[2:-1]
-    assert [re.split(r"  +", row)[0] for row in rows] == [
+    names = [re.split(r"  +", row)[0] for row in rows]
+    assert [name for name in names if name != "stock, best found"] == [
         "stock, experts in RAM",
         "cache off",
         "stock, all on the CPU",
         "stock, best layer offload",
         "stock, tuned alike",
-        "stock, best found",
         "best found (proven)",
     ]
     assert len({len(row) for row in rows}) == 1
