@@ -38,6 +38,9 @@ class StockModel:
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        # The CPU alone: a device that something else in this process loaded would be given large batches.
+        nobody = (ctypes.c_void_p * 1)(None)
+        parameters.devices = ctypes.addressof(nobody)
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path}")
