@@ -189,7 +189,7 @@ def measure_case(
         "emulated": machine.text,
         "expert_bytes": expert_bytes,
         "expert_bytes_a_token": expert_bytes * spec.used * LAYERS,
-        "optimal_hit_rate": optimal_hit_rate(path, long_warmup, blocks, round(RESIDENT * N_EXPERT)),
+        **routing_facts(path, long_warmup, blocks, round(RESIDENT * N_EXPERT)),
         "model": asdict(spec),
     }
     return samples, facts
@@ -211,8 +211,8 @@ def arms_of(machine: Machine, path: Path) -> dict[str, Arm]:
     }
 
 
-def optimal_hit_rate(path: Path, long_warmup: Block, blocks: Sequence[Block], n_slots: int) -> float:
-    """Belady's on the blocks' decoded tokens, from slots that the long warm-up has filled."""
+def routing_facts(path: Path, long_warmup: Block, blocks: Sequence[Block], n_slots: int) -> dict[str, float]:
+    """Of the blocks' decoded tokens: Belady's hit rate, from slots that the long warm-up has filled, and the skew."""
     model = read_model(path)
     config = EngineConfig(n_ctx=1024, n_threads=1)
     passes = [
@@ -221,13 +221,15 @@ def optimal_hit_rate(path: Path, long_warmup: Block, blocks: Sequence[Block], n_
     with EngineRunner(path) as runner:
         routing = record(runner, config, model.fingerprint, passes, lambda _: None)
     n_warmup = len(long_warmup.warmup + long_warmup.reply)
-    hits = pairs = 0
+    hits = pairs = top = 0
     for layer, routed in enumerate(routing.layers):
         decoded = [workload.ids[layer][PROMPT_TOKENS:] for workload in routing.workloads]
         ids = np.ascontiguousarray(np.concatenate(decoded), np.int32)
         hits += optimal_hits(ids, routed.n_expert, n_slots, n_warmup)
         pairs += ids[n_warmup:].size
-    return hits / pairs
+        counts = np.sort(np.bincount(ids[n_warmup:].ravel(), minlength=routed.n_expert))
+        top += int(counts[-round(0.2 * routed.n_expert) :].sum())
+    return {"optimal_hit_rate": hits / pairs, "top_fifth_share": top / pairs}
 
 
 def figures_of(
@@ -255,6 +257,7 @@ def figures_of(
         ),
         median(case, "tg: cache / layer offload", reply[OFFLOAD] / reply[CACHE], 2.3 if target else None),
         median(case, "pp 512: cache / experts in RAM", prompt[RAM] / prompt[CACHE], 1.0 if target else None),
+        Figure(case, "activations of the top 20 % of experts", *(facts["top_fifth_share"],) * 3),
         median(case, "hit rate", hit_rate),
         median(case, "layers the guard switched off", off),
     ]

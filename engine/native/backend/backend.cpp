@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -79,14 +80,11 @@ class Backend final : public Guest {
         if (ffn && ffn->key() == first_layer_) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
-        const auto settings = engine_.settings();
-        if (!ffn || !path_->reaches(*ffn)) { return path_->run_cold(*graph); }
-        const bool prompt = ffn->n_tokens() >= prefill_tokens;
-        if (prompt && !engine_.has_slots()) { path_->reserve_prompt(*graph, *ffn, staging_bytes(*settings)); }
-        const auto layer = engine_.layer_of(*ffn);
-        if (layer->weights() != ffn->weights) { return path_->run_cold(*graph); }
-        if (prompt) { return compute_prompt(*graph, *ffn, layer, *settings); }
-        return compute_cached(*graph, *ffn, layer, *settings);
+        const bool inputs_are_here = path_->begin_split(*graph);
+        if (!inputs_are_here) { ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: inputs of a broken-off evaluation are gone\n"); }
+        const ggml_status status = inputs_are_here ? compute_split(*graph, ffn) : GGML_STATUS_FAILED;
+        path_->end_split();
+        return status;
     }
 
     // What stands on the scheduler's own stream is in order with everything that may read it, and is waited for with it.
@@ -98,7 +96,7 @@ class Backend final : public Guest {
 
     void settle() override { path_->settle(); }
 
-    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) { return path_->copy_in(from, src, dst); }
+    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) { return path_->copy_in(from, src, dst, engine_.allocations()); }
 
     void set_n_threads(int n_threads) {
         n_threads_ = n_threads;
@@ -120,6 +118,17 @@ class Backend final : public Guest {
         std::shared_ptr<Layer> layer;
         int slot;
     };
+
+    ggml_status compute_split(ggml_cgraph & graph, const std::optional<RoutedFfn> & ffn) {
+        if (!ffn || !path_->reaches(*ffn)) { return path_->run_cold(graph); }
+        const auto settings = engine_.settings();
+        const bool prompt = ffn->n_tokens() >= prefill_tokens;
+        if (prompt && !engine_.has_slots()) { path_->reserve_prompt(graph, *ffn, staging_bytes(*settings)); }
+        const auto layer = engine_.layer_of(*ffn);
+        if (layer->weights() != ffn->weights) { return path_->run_cold(graph); }
+        if (prompt) { return compute_prompt(graph, *ffn, layer, *settings); }
+        return compute_cached(graph, *ffn, layer, *settings);
+    }
 
     static ggml_backend_dev_t device_of(const BackendPtr & backend) {
         return backend == nullptr ? nullptr : ggml_backend_get_device(backend.get());

@@ -66,8 +66,12 @@ class DataPath {
     virtual void forget_chains() = 0;
 
     // The scheduler wants `src`, computed by `from`, copied to `dst`, an input of the next split. False: it has to do so
-    // itself.
-    virtual bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) = 0;
+    // itself. `allocations`: changes with every graph that is given memory.
+    virtual bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations) = 0;
+
+    // Around everything that computes a split or a part of one. False when its inputs are gone.
+    virtual bool begin_split(const ggml_cgraph & graph) = 0;
+    virtual void end_split() = 0;
 };
 
 // Chains of one kind by FFN and number of pairs. Two shapes: the pairs of one token, and pairs of several tokens.

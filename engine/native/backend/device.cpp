@@ -179,6 +179,11 @@ Resident & resident_of(ggml_backend_buffer_t buffer) {
 }
 
 // Access from outside any stream waits for what this backend has left unfinished on one.
+ggml_status resident_init(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+    registration().engine.note_allocation();
+    const auto init = resident_of(buffer).buffer_interface.init_tensor;
+    return init == nullptr ? GGML_STATUS_SUCCESS : init(buffer, tensor);
+}
 void resident_memset(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size_bytes) {
     registration().engine.settle();
     resident_of(buffer).buffer_interface.memset_tensor(buffer, tensor, value, offset, size_bytes);
@@ -205,6 +210,7 @@ ggml_backend_buffer_t resident_alloc(ggml_backend_buffer_type_t buft, size_t siz
     }
     if (buffer->iface.memset_tensor != nullptr) { buffer->iface.memset_tensor = resident_memset; }
     if (buffer->iface.cpy_tensor != nullptr) { buffer->iface.cpy_tensor = resident_copy; }
+    buffer->iface.init_tensor = resident_init;
     buffer->iface.set_tensor = resident_set;
     buffer->iface.get_tensor = resident_get;
     return buffer;

@@ -5,6 +5,7 @@
 #include "data_path.h"
 #include "device_chain.h"
 #include "host_chain.h"
+#include "inputs.h"
 #include "mirror.h"
 #include "streamer.h"
 
@@ -119,15 +120,22 @@ class DevicePath final : public DataPath {
         hot_scratch_ = std::make_unique<Scratch>(buffer_type_of(own_stream_));
     }
 
-    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) override {
+    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations) override {
         if (ggml_backend_get_device(from) != ggml_backend_get_device(own_stream_) || !on_device(src)) { return false; }
         if (borrowed_ != from) {
             settle();
             borrowed_ = from;
         }
-        ggml_backend_tensor_copy_async(from, from, src, dst);
+        if (lone_) {
+            inputs_.take(from, src, dst, allocations);
+        } else {
+            ggml_backend_tensor_copy_async(from, from, src, dst);
+        }
         return true;
     }
+
+    bool begin_split(const ggml_cgraph & graph) override { return inputs_.begin_split(graph); }
+    void end_split() override { inputs_.end_split(); }
 
   private:
     static ggml_backend_buffer_type_t buffer_type_of(ggml_backend_t backend) {
@@ -207,6 +215,7 @@ class DevicePath final : public DataPath {
     ChainStore<DeviceChain> hot_chains_;
     ChainStore<HostChain> cold_chains_;
     Mirror mirror_;
+    Inputs inputs_;
     Streamer streamer_;
     // On their way up or down until the stream has got this far.
     std::vector<int32_t> raw_ids_;

@@ -77,7 +77,7 @@ bool Engine::wants(int64_t n_tokens, bool on_device_path) const {
 
 void Engine::pause() {
     const double seconds = pause_s_.load();
-    pause_s_ = std::min(2 * seconds, longest_pause_s);
+    pause_s_ = std::min(pause_growth * seconds, longest_pause_s);
     const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     paused_until_ = until.time_since_epoch().count();
 }

@@ -99,6 +99,10 @@ class Engine {
     // While a model loads: llama.cpp asks whether this weight could lie in the plugin's host memory.
     void note_question(const ggml_tensor * weight);
 
+    // A tensor of some context's graph was given memory in the fast device.
+    void note_allocation() { allocations_.fetch_add(1, std::memory_order_relaxed); }
+    int64_t allocations() const { return allocations_.load(std::memory_order_relaxed); }
+
     // Whether a new context's splits should stay in the fast device's memory.
     bool device_path_for_new_context() const;
 
@@ -117,8 +121,9 @@ class Engine {
     int64_t spare_bytes(const Settings & settings) const;
     int64_t slot_bytes() const;
 
-    static constexpr double shortest_pause_s = 30.0;
+    static constexpr double shortest_pause_s = 60.0;
     static constexpr double longest_pause_s = 1800.0;
+    static constexpr double pause_growth = 4.0;
 
     std::shared_mutex in_use_;
     mutable std::mutex mutex_;  // guards what follows
@@ -137,6 +142,7 @@ class Engine {
     static constexpr int64_t unlimited = INT64_MAX;
 
     std::atomic<int64_t> generation_{0};
+    std::atomic<int64_t> allocations_{0};
     std::atomic<int64_t> asked_bytes_{0};
     std::atomic<bool> wants_small_batches_{false};
     std::atomic<bool> wants_always_{false};

@@ -96,7 +96,9 @@ class HostPath final : public DataPath {
         hot_scratch_ = scratch_for(workers_.fast);
     }
 
-    bool copy_in(ggml_backend_t, const ggml_tensor *, ggml_tensor *) override { return false; }
+    bool copy_in(ggml_backend_t, const ggml_tensor *, ggml_tensor *, int64_t) override { return false; }
+    bool begin_split(const ggml_cgraph &) override { return true; }
+    void end_split() override {}
 
   private:
     static ggml_backend_buffer_type_t buffer_type_of(const BackendPtr & worker) {

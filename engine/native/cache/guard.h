@@ -69,7 +69,7 @@ class Guard {
     static constexpr int fewest_of_each_kind = 3;
     static constexpr int most_of_each_kind = 8;
     static constexpr double decisive = 1.3;      // so far apart, few steps are enough and soon need not be repeated
-    static constexpr double margin = 1.02;       // the whole cache: what it must cost more to be switched off
+    static constexpr double margin = 1.01;       // the whole cache: what it must cost more to be switched off
     static constexpr double cold_margin = 1.25;  // while slots are still being filled
     static constexpr double layer_margin = 1.07; // a layer's times are noisier than their sum
 };

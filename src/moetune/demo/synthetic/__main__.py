@@ -26,6 +26,7 @@ _HELP = {
     "skew": "how uneven expert popularity is: 0 flat, 0.9 like trained models, 4 extreme",
     "drift": "0 to 1: how far popularity depends on a token's topic (id * topics // vocab)",
     "topics": "topics of the vocabulary",
+    "loudness": "of embeddings beside what layers add; loud, deep layers route by the token too",
     "fused_gate_up": "store gate and up in one tensor",
     "expert_scales": "add a scale for each expert",
     "latent": "width of the experts' input and output; 0 is the stream's",

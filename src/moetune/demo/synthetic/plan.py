@@ -80,7 +80,7 @@ class ModelPlan:
         shape = (self.spec.vocab, self.spec.embd)
 
         def draw(rng: np.random.Generator) -> Array:
-            return (self.routing.embeddings(rng) * scale).astype(np.float16)
+            return (self.routing.embeddings(rng) * scale * self.spec.loudness).astype(np.float16)
 
         self.tensors.append(TensorPlan("token_embd.weight", shape, "F16", draw))
 

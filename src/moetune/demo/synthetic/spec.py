@@ -16,7 +16,8 @@ class SyntheticSpec:
 
     ``skew`` is how uneven expert popularity is: 0 is flat, 0.9 resembles trained models, 4 is extreme.
     ``drift`` (0 to 1) moves that popularity from one ranking for all tokens to a ranking for each topic, where the
-    topic of a token is ``id * topics // vocab``. ``experts=0`` makes a dense model; ``used`` is then ignored.
+    topic of a token is ``id * topics // vocab``. ``loudness`` scales the embeddings: the louder they are beside what
+    layers add, the more do deep layers route by the token, as the first one does. ``experts=0`` makes a dense model; ``used`` is then ignored.
     ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs, ``quant_odd`` all of them
     in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0 narrows the experts' input
     and output where the architecture can (nemotron_h_moe, kimi-k3).
@@ -39,6 +40,7 @@ class SyntheticSpec:
     skew: float = 0.9
     drift: float = 0.0
     topics: int = 4
+    loudness: float = 1.0
     fused_gate_up: bool = False
     expert_scales: bool = False
     latent: int = 0
@@ -62,6 +64,8 @@ class SyntheticSpec:
             raise ValueError("topics: must be fewer than embd")
         if self.skew < 0 or not 0 <= self.drift <= 1:
             raise ValueError("skew, drift: skew must not be negative and drift must lie between 0 and 1")
+        if self.loudness <= 0:
+            raise ValueError("loudness: must be positive")
         for layer in (0, 1):
             self._check_row("embd", self.embd, self.expert_quant(layer))
             self._check_row("ff", self.ff, self.down_quant(layer))

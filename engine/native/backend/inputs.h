@@ -1,0 +1,50 @@
+// The inputs of splits, which the scheduler hands over as copies in the fast device's own memory.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "ggml_abi.h"
+
+namespace hotcache {
+
+// A copy costs the device a launch, and three of them come with each layer. Where one split alone reads a copy it is
+// left out: the copy's tensor points at the original while that split is computed. The stream keeps the order, so
+// nobody writes to the original before the split has read it; after the split it may be overwritten.
+class Inputs {
+  public:
+    // The next split is to find `src` in `dst`. Queued on `stream`, which all of the device's work stands on.
+    // `allocations`: changes with every graph that is given memory; what was learnt is about the graph before then.
+    void take(ggml_backend_t stream, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations);
+
+    // A split begins. False when it reads a copy that was left out for another: its content is gone.
+    bool begin_split(const ggml_cgraph & graph);
+
+    // What the split reads has been queued.
+    void end_split();
+
+  private:
+    enum class Use {
+        unknown,  // not all splits that may read it have been seen
+        single,   // one split reads it, and nobody writes to it
+        shared,
+    };
+    struct Input {
+        Use use = Use::unknown;
+        int reads = 0;           // splits that have read it since it was handed over
+        bool stands_in = false;  // for the original, when it was last handed over
+    };
+    struct Memory {
+        ggml_tensor * tensor;
+        void * data;
+        ggml_backend_buffer_t buffer;
+    };
+
+    int64_t allocations_ = -1;
+    std::unordered_map<const ggml_tensor *, Input> inputs_;
+    std::vector<Input *> read_;      // by the present split
+    std::vector<Memory> borrowed_;  // what the copies' tensors are to point at again
+};
+
+}  // namespace hotcache
