@@ -17,10 +17,10 @@ class SyntheticSpec:
     ``skew`` is how uneven expert popularity is: 0 is flat, 0.9 resembles trained models, 4 is extreme.
     ``drift`` (0 to 1) moves that popularity from one ranking for all tokens to a ranking for each topic, where the
     topic of a token is ``id * topics // vocab``. ``loudness`` scales the embeddings: the louder they are beside what
-    layers add, the more do deep layers route by the token, as the first one does. ``experts=0`` makes a dense model; ``used`` is then ignored.
-    ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs, ``quant_odd`` all of them
-    in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0 narrows the experts' input
-    and output where the architecture can (nemotron_h_moe, kimi-k3).
+    layers add, the more do deep layers route by the token, as the first one does. ``experts=0`` makes a dense model;
+    ``used`` is then ignored. ``quant`` stores the routed experts, ``quant_down`` their down projection if it differs,
+    ``quant_odd`` all of them in every second layer if it differs, ``quant_dense`` every other matrix. ``latent`` > 0
+    narrows the experts' input and output where the architecture can (nemotron_h_moe, kimi-k3).
     Raises ValueError, naming the field, when the sizes do not fit together.
     """
 
