@@ -56,6 +56,8 @@ DEFAULTS = {
     "staging": "auto",
     "repack": "0",
     "guard": "0",
+    "ahead": "auto",
+    "hold": "auto",
 }
 
 

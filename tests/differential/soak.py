@@ -32,7 +32,7 @@ TIERS = {
 SETTINGS = {
     "slots": ("0", "1", "2", "5", "8", "16", "32"),
     "bytes": ("0", "300000", "2000000"),
-    "policy": ("heat", "lru", "static"),
+    "policy": ("heat", "lru", "lfru", "static"),
     "interval": ("1", "2", "4", "16"),
     "hysteresis": ("1", "1.25", "3"),
     "promotions": ("0", "1", "2", "8"),
@@ -48,6 +48,7 @@ SETTINGS = {
     "staging": ("auto", "0", "200000"),
     "prefill_heat": ("0", "1"),
     "guard": ("0", "1"),
+    "ahead": ("0", "1", "auto"),
 }
 CONTEXT_TOKENS = 1024
 KLD_LIMIT = 1e-4

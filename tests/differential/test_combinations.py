@@ -32,6 +32,7 @@ FACTORS: dict[str, Sequence[Any]] = {
     "path": ("host", "device", "auto"),
     "prefill": ("scheduler", "cold", "stream", "auto"),
     "prefill_heat": (0, 1),
+    "ahead": (0, 1),
 }
 ROWS = covering_rows(FACTORS)
 # What a run's result has most to do with, all of it crossed.
@@ -50,6 +51,7 @@ CROSSED = [
         ("host", "device"),
         ("scheduler", "stream"),
         (0,),
+        (1,),
     )
 ]
 
@@ -93,7 +95,7 @@ def _scenario(row: dict[str, Any], model_of: Callable[..., str], adapter_of: Cal
         mmap=row["mmap"],
         dense_on_device=row["tier"] in ("EMU0 beside the dense part", "EMU0 with half the experts"),
         experts_on_device=62 if row["tier"] == "EMU0 with half the experts" else 0,
-    ).with_cache(path=row["path"], prefill=row["prefill"], prefill_heat=row["prefill_heat"])
+    ).with_cache(path=row["path"], prefill=row["prefill"], prefill_heat=row["prefill_heat"], ahead=row["ahead"])
 
 
 def _check(scenario: Scenario, tier: str, observed: int, stock: Run, cached: Run, emulated: Run) -> None:

@@ -39,3 +39,12 @@ def test_scheduled_contexts_compute_what_the_cpu_computes(sanitizer: str, tmp_pa
     done = subprocess.run([program, steps], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "all scenarios passed" in done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_inputs_are_read_where_they_lie_only_where_nobody_else_reads_them(sanitizer: str, tmp_path: Path) -> None:
+    """Copies are left out for a single reader, kept for several, for views and writers, and never read when stale."""
+    sources = [HERE / "inputs_test.cpp", *(SOURCES / "backend" / name for name in ("inputs.cpp", "pair_graph.cpp"))]
+    program = compile_program(tmp_path / "inputs_test", sources, flags=SANITIZERS[sanitizer])
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr

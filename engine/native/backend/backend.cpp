@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <optional>
+#include <set>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -66,9 +69,9 @@ class Backend final : public Guest {
 
     // Devices may be torn down after the last context: no copy may still be on its way then.
     ~Backend() override {
-        engine_.leave(*this);
         settle();
         unpin();
+        engine_.leave(*this);
         engine_.promoter().drain();
         log_summary(engine_.reports());
     }
@@ -77,11 +80,13 @@ class Backend final : public Guest {
 
     ggml_status compute(ggml_cgraph * graph, ggml_backend_buffer_type_t expert_buft) {
         const auto ffn = recognise(*graph, expert_buft);
-        if (ffn && ffn->key() == first_layer_) { engine_.tend(); }
+        if (ffn && begins_step(*ffn)) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
-        const bool inputs_are_here = path_->begin_split(*graph);
-        if (!inputs_are_here) { ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: inputs of a broken-off evaluation are gone\n"); }
+        const bool inputs_are_here = path_->begin_split(*graph, engine_.allocations());
+        if (!inputs_are_here) {
+            ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: inputs of a broken-off evaluation are gone\n");
+        }
         const ggml_status status = inputs_are_here ? compute_split(*graph, ffn) : GGML_STATUS_FAILED;
         path_->end_split();
         return status;
@@ -96,7 +101,9 @@ class Backend final : public Guest {
 
     void settle() override { path_->settle(); }
 
-    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) { return path_->copy_in(from, src, dst, engine_.allocations()); }
+    bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst) {
+        return path_->copy_in(from, src, dst, engine_.allocations());
+    }
 
     void set_n_threads(int n_threads) {
         n_threads_ = n_threads;
@@ -164,13 +171,18 @@ class Backend final : public Guest {
         if (!good) { ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: %s\n", problem); }
     }
 
-    // A step begins with the layer that began the one before.
+    // A step begins with a layer that the one before has had: any may stop being recognised, by an adapter or an observer.
+    bool begins_step(const RoutedFfn & ffn) const { return layers_of_step_.empty() || layers_of_step_.count(ffn.key()) > 0; }
+
     Guard::Kind kind_of_step(const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
-        if (first_layer_ == nullptr || ffn.key() == first_layer_) {
-            first_layer_ = ffn.key();
+        const bool begins = begins_step(ffn);
+        if (begins) { layers_of_step_.clear(); }
+        layers_of_step_.insert(ffn.key());
+        buffers_.insert(ffn.key()->buffer);
+        if (begins) {
             layer_in_step_ = 0;
             layer_is_open_ = false;  // what came after the last layer is not the model's alone
-            if (!guard_.pays() && !engine_.paused()) { guard_.retry(); }
+            if (!guard_.pays() && !engine_.paused(ffn.key()->buffer)) { guard_.retry(); }
             const bool paid = guard_.pays();
             const int64_t trials = guard_.trials();
             step_ = settings.guard && settings.on() ? guard_.begin_step(ffn.n_tokens(), warm(layer)) : Guard::Kind::cached;
@@ -186,9 +198,9 @@ class Backend final : public Guest {
 
     void report_verdict(bool paid_before) {
         if (guard_.pays()) {
-            engine_.vindicated();
+            engine_.vindicated(buffers_);
         } else {
-            engine_.pause();
+            engine_.pause(buffers_);
         }
         if (guard_.pays() == paid_before && paid_before) { return; }
         ggml_log_internal(GGML_LOG_LEVEL_INFO, "hotcache: %s: %.3f ms a step with it, %.3f ms without\n",
@@ -209,13 +221,16 @@ class Backend final : public Guest {
 
     ggml_status compute_cached(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                                const Settings & settings) {
+        const bool ahead = start_ahead(graph, ffn, *layer, settings);
         const std::vector<int32_t> & ids = path_->routing(ffn, layer->missed_last);
         unpin();
         const Guard::Kind kind = kind_of_step(ffn, *layer, settings);
         next_layer();
-        const bool plain = kind == Guard::Kind::plain || (kind == Guard::Kind::cached && !guard_.pays(layer_in_step_));
+        const bool plain = workers_.fast == nullptr || kind == Guard::Kind::plain || (kind == Guard::Kind::cached && !guard_.pays(layer_in_step_));
         layer->pays = guard_.pays(layer_in_step_);
-        if (!sort_pairs(ffn, ids, *layer, plain, true)) { return GGML_STATUS_FAILED; }
+        const bool sorted = sort_pairs(ffn, ids, *layer, plain, true, ahead);
+        if (ahead) { let_go(layer, sorted); }
+        if (!sorted) { return GGML_STATUS_FAILED; }
         for (const Pair & pair : hot_pairs_) { pinned_.push_back({layer, pair.slice}); }
         StepTimes times;
         ggml_status status = GGML_STATUS_SUCCESS;
@@ -227,7 +242,7 @@ class Backend final : public Guest {
             if (!split) { status = run_plain(graph, times); }
         }
         if (!on_device_path_) { unpin(); }
-        finish(ffn, layer, settings, times, plain, split);
+        finish(ffn, layer, settings, times, plain, split, ahead);
         return status;
     }
 
@@ -242,7 +257,7 @@ class Backend final : public Guest {
         const std::vector<int32_t> & ids = path_->routing(ffn, false);
         unpin();
         const auto start = Clock::now();
-        if (!sort_pairs(ffn, ids, *layer, false, settings.prefill_heat)) { return GGML_STATUS_FAILED; }
+        if (!sort_pairs(ffn, ids, *layer, false, settings.prefill_heat, false)) { return GGML_STATUS_FAILED; }
         for (const Pair & pair : hot_pairs_) { pinned_.push_back({layer, pair.slice}); }
         ggml_status status = GGML_STATUS_SUCCESS;
         int64_t streamed_bytes = 0;
@@ -250,7 +265,15 @@ class Backend final : public Guest {
                               path_->run_prompt(graph, ffn, layer, hot_pairs_, cold_pairs_,
                                                 staging_bytes(settings), streamed_bytes, status);
         if (!streamed) { status = path_->run_cold(graph); }
-        if (way == PromptWay::stream && !streamed) { engine_.ask_for(2 * staging_bytes(settings)); }
+        if (way == PromptWay::stream && !streamed) {
+            // It lacked memory, or the device cannot do it at all, which more memory does not change.
+            if (++stream_failures_ <= most_stream_failures) {
+                engine_.ask_for(2 * staging_bytes(settings));
+            } else if (choosing) {
+                prompt_choice_.record(ffn.n_tokens(), PromptWay::stream, never_s);
+            }
+        }
+        if (streamed) { stream_failures_ = 0; }
         if (timed && streamed == (way == PromptWay::stream)) {
             settle();
             prompt_choice_.record(ffn.n_tokens(), way, seconds_since(start));
@@ -277,8 +300,49 @@ class Backend final : public Guest {
         return status;
     }
 
-    // Sorts the batch's pairs by tier and pins the slots they will be read from. False for ids that are no expert's.
-    bool sort_pairs(const RoutedFfn & ffn, const std::vector<int32_t> & ids, Layer & layer, bool plain, bool sighting) {
+    // Where most pairs hit, they are computed before anybody here knows them. Every slot stays as it is until that is known.
+    bool start_ahead(const ggml_cgraph & graph, const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
+        if (!on_device_path_ || settings.ahead == Choice::no || ffn.n_tokens() != 1) { return false; }
+        if (step_ == Guard::Kind::plain || !layer.pays) { return false; }
+        {
+            const std::lock_guard<std::mutex> lock(layer.mutex);
+            if (settings.ahead == Choice::automatic && layer.hit_share < least_hit_share_ahead) { return false; }
+            slots_.resize(static_cast<size_t>(ffn.n_expert()));
+            held_.clear();
+            for (int expert = 0; expert < ffn.n_expert(); ++expert) {
+                const int slot = layer.table.slot_of(expert);
+                slots_[static_cast<size_t>(expert)] = slot;
+                if (slot != SlotTable::none) { held_.push_back(slot); }
+            }
+            if (held_.empty()) { return false; }
+            for (const int slot : held_) { layer.table.pin(slot); }
+        }
+        // A miss reads some slot or other; what comes of it is overwritten.
+        readable_slots_ = slots_;
+        std::replace(readable_slots_.begin(), readable_slots_.end(), SlotTable::none, held_.front());
+        if (path_->start_ahead(graph, ffn, layer, readable_slots_)) { return true; }
+        const std::lock_guard<std::mutex> lock(layer.mutex);
+        for (const int slot : held_) { layer.table.unpin(slot); }
+        return false;
+    }
+
+    // The pairs are known and their slots pinned: but for the one that misses read, the others are free again. Unknown
+    // pairs may be reading all of them.
+    void let_go(const std::shared_ptr<Layer> & layer, bool pairs_are_known) {
+        const std::lock_guard<std::mutex> lock(layer->mutex);
+        for (const int slot : held_) {
+            if (pairs_are_known && slot != held_.front()) {
+                layer->table.unpin(slot);
+            } else {
+                pinned_.push_back({layer, slot});
+            }
+        }
+    }
+
+    // Sorts the batch's pairs by tier and pins the slots they will be read from; those computed `ahead` as the device has
+    // sorted them. False for ids that are no expert's.
+    bool sort_pairs(const RoutedFfn & ffn, const std::vector<int32_t> & ids, Layer & layer, bool plain, bool sighting,
+                    bool ahead) {
         hot_pairs_.clear();
         cold_pairs_.clear();
         const int n_expert = ffn.n_expert();
@@ -294,7 +358,9 @@ class Backend final : public Guest {
         for (int i = 0; i < static_cast<int>(ids.size()); ++i) {
             const int32_t expert = ids[static_cast<size_t>(i)];
             if (sighting) { layer.table.see(expert); }
-            const int slot = plain ? SlotTable::none : layer.table.slot_of(expert);
+            const int slot = plain   ? SlotTable::none
+                             : ahead ? slots_[static_cast<size_t>(expert)]
+                                     : layer.table.slot_of(expert);
             if (slot == SlotTable::none) {
                 cold_pairs_.push_back({i / n_used, i % n_used, expert});
             } else {
@@ -315,7 +381,7 @@ class Backend final : public Guest {
 
     // Counts, and lets the policy decide what moves next.
     void finish(const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer, const Settings & settings,
-                const StepTimes & times, bool plain, bool split) {
+                const StepTimes & times, bool plain, bool split, bool ahead) {
         const int64_t room_bytes = settings.in_flight_bytes - engine_.promoter().in_flight_bytes();
         const auto room = static_cast<int>(std::clamp<int64_t>(room_bytes / std::max<int64_t>(layer->expert_bytes(), 1), 0, 1 << 20));
         std::vector<Promotion> promotions;
@@ -325,12 +391,17 @@ class Backend final : public Guest {
             c.steps += 1;
             c.device_steps += on_device_path_ ? 1 : 0;
             c.plain_steps += plain ? 1 : 0;
+            c.ahead_steps += ahead ? 1 : 0;
             const auto hits = static_cast<int64_t>(split ? hot_pairs_.size() : 0);
             c.hits += hits;
             c.misses += static_cast<int64_t>(hot_pairs_.size() + cold_pairs_.size()) - hits;
             c.hot_s += times.hot_s;
             c.cold_s += times.cold_s;
             c.wait_s += times.wait_s;
+            if (!plain) {
+                const double share = static_cast<double>(hits) / static_cast<double>(hot_pairs_.size() + cold_pairs_.size());
+                layer->hit_share += (share - layer->hit_share) / hit_share_steps;
+            }
             layer->missed_last = !cold_pairs_.empty();
             promotions = layer->filling ? fill(*layer, room)
                                         : layer->table.advance(ffn.n_tokens(), settings.policy, layer->pays ? room : 0);
@@ -349,6 +420,12 @@ class Backend final : public Guest {
         return promotions;
     }
 
+    // Below this some pair of a token usually misses, and then starting ahead only delays the input on its way down.
+    static constexpr double least_hit_share_ahead = 0.95;
+    static constexpr int most_stream_failures = 3;
+    static constexpr double never_s = 1e9;
+    static constexpr double hit_share_steps = 4.0;
+
     Engine & engine_;
     Workers workers_;
     ggml_backend_dev_t fast_device_;
@@ -362,16 +439,21 @@ class Backend final : public Guest {
     // Of the step being computed.
     Guard guard_;
     Guard::Kind step_ = Guard::Kind::cached;
-    const ggml_tensor * first_layer_ = nullptr;
+    std::unordered_set<const ggml_tensor *> layers_of_step_;
+    std::set<ggml_backend_buffer_t> buffers_;  // of the model's experts
     int layer_in_step_ = 0;
     bool layer_is_open_ = false;
     Clock::time_point layer_began_{};
 
     PromptChoice prompt_choice_;
+    int stream_failures_ = 0;  // in a row
 
     // Of the split being computed.
     std::vector<Pair> hot_pairs_;
     std::vector<Pair> cold_pairs_;
+    std::vector<int32_t> slots_;           // by expert, when it was started ahead
+    std::vector<int32_t> readable_slots_;  // the same, with a slot for those that have none
+    std::vector<int> held_;
     std::vector<Pinned> pinned_;  // what the fast device may still read
 };
 
@@ -384,8 +466,14 @@ void backend_free(ggml_backend_t backend) {
     delete backend;
 }
 
+// No exception may leave through C.
 ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    return self(backend).compute(graph, expert_buffer_type());
+    try {
+        return self(backend).compute(graph, expert_buffer_type());
+    } catch (const std::exception & error) {
+        ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: %s\n", error.what());
+        return GGML_STATUS_FAILED;
+    }
 }
 
 void backend_synchronize(ggml_backend_t backend) { self(backend).synchronize(); }

@@ -35,6 +35,12 @@ class DataPath {
     // Whether this path gets at the FFN's input, ids and output.
     virtual bool reaches(const RoutedFfn & ffn) const = 0;
 
+    // May compute all pairs of a token on the fast device before the host knows them, from `slots`: by expert, each one
+    // that may be read until the next call of `routing` has returned. True when it does: run_split leaves the hot pairs to
+    // that.
+    virtual bool start_ahead(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer & layer,
+                             const std::vector<int32_t> & slots) = 0;
+
     // Expert ids [n_tokens][n_used] on the host, valid until the next call. Waits for what computes them, and by that
     // for everything this path has left unfinished. `misses_likely`: the input will probably be needed there too.
     virtual const std::vector<int32_t> & routing(const RoutedFfn & ffn, bool misses_likely) = 0;
@@ -70,7 +76,7 @@ class DataPath {
     virtual bool copy_in(ggml_backend_t from, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations) = 0;
 
     // Around everything that computes a split or a part of one. False when its inputs are gone.
-    virtual bool begin_split(const ggml_cgraph & graph) = 0;
+    virtual bool begin_split(const ggml_cgraph & graph, int64_t allocations) = 0;
     virtual void end_split() = 0;
 };
 

@@ -101,7 +101,7 @@ ggml_backend_dev_t computing_device(ggml_backend_dev_t device) {
 bool takes(ggml_backend_dev_t device, const ggml_tensor * weight, int64_t n_tokens) {
     if (!holds_experts(weight)) { return false; }
     const Engine & engine = registration().engine;
-    return asked_at_load(weight) ? engine.holds_weights() : engine.wants(n_tokens, device->context != nullptr);
+    return asked_at_load(weight) ? engine.holds_weights() : engine.wants(n_tokens, device->context != nullptr, weight->buffer);
 }
 
 // True when `tensor` is computed from an expert product that runs here by operations on its rows.
@@ -202,11 +202,17 @@ bool resident_copy(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_t
 }
 
 ggml_backend_buffer_t resident_alloc(ggml_backend_buffer_type_t buft, size_t size_bytes) {
-    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(buft->device), size_bytes);
+    ggml_backend_buffer_type_t genuine = ggml_backend_dev_buffer_type(buft->device);
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(genuine, size_bytes);
+    if (buffer == nullptr) {
+        registration().engine.make_room(size_bytes);
+        buffer = ggml_backend_buft_alloc_buffer(genuine, size_bytes);
+    }
     if (buffer == nullptr) { return nullptr; }
     {
         const std::lock_guard<std::mutex> lock(registration().mutex);
-        registration().residents.at(buft->device).buffer_interface = buffer->iface;
+        Resident & resident = registration().residents.at(buft->device);
+        if (resident.buffer_interface.get_tensor == nullptr) { resident.buffer_interface = buffer->iface; }
     }
     if (buffer->iface.memset_tensor != nullptr) { buffer->iface.memset_tensor = resident_memset; }
     if (buffer->iface.cpy_tensor != nullptr) { buffer->iface.cpy_tensor = resident_copy; }
@@ -233,9 +239,8 @@ ggml_backend_dev_t resident_device(ggml_backend_dev_t fast) {
 
 ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
     Engine & engine = registration().engine;
-    const bool on_device_path = engine.device_path_for_new_context();
-    return make_backend(engine, on_device_path ? resident_device(Engine::fast_device(*engine.settings())) : device,
-                        on_device_path);
+    ggml_backend_dev_t fast = engine.device_path_for_new_context() ? Engine::fast_device(*engine.settings()) : nullptr;
+    return make_backend(engine, fast != nullptr ? resident_device(fast) : device, fast != nullptr);
 }
 ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
     return device->context == nullptr ? &registration().buffer_type
@@ -300,6 +305,11 @@ bool usable() {
 ggml_backend_reg_t registry() { return usable() ? &registration().reg : nullptr; }
 
 ggml_backend_buffer_type_t expert_buffer_type() { return &registration().buffer_type; }
+
+bool is_resident(const ggml_tensor * tensor) {
+    const ggml_backend_buffer_t buffer = tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
+    return buffer != nullptr && buffer->iface.init_tensor == resident_init;
+}
 
 Engine * engine() { return usable() ? &registration().engine : nullptr; }
 

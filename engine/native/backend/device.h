@@ -17,4 +17,7 @@ Engine * engine();
 // Where expert weights lie: host memory in ggml's own layout, under a type of its own.
 ggml_backend_buffer_type_t expert_buffer_type();
 
+// Whether the tensor lies in memory that the plugin gave to a context on the device path.
+bool is_resident(const ggml_tensor * tensor);
+
 }  // namespace hotcache

@@ -4,15 +4,6 @@
 
 namespace hotcache {
 
-namespace {
-
-void stand_for(ggml_tensor * here, const ggml_tensor * there) {
-    here->data = there->data;
-    here->buffer = there->view_src != nullptr ? there->view_src->buffer : there->buffer;
-}
-
-}  // namespace
-
 std::unique_ptr<DeviceChain> DeviceChain::build(const ggml_cgraph & graph, const RoutedFfn & ffn, int n_pairs,
                                                 const WeightOf & weight_of, ggml_backend_t backend, Scratch & scratch) {
     const bool whole = n_pairs == ffn.n_used() * ffn.n_tokens();

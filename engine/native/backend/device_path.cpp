@@ -2,7 +2,9 @@
 #include <atomic>
 #include <chrono>
 
+#include "ahead_chain.h"
 #include "data_path.h"
+#include "device.h"
 #include "device_chain.h"
 #include "host_chain.h"
 #include "inputs.h"
@@ -22,6 +24,12 @@ bool on_device(const ggml_tensor * tensor) {
     return owner->buffer != nullptr && !ggml_backend_buffer_is_host(owner->buffer) && tensor->data != nullptr;
 }
 
+bool apart(const ggml_tensor * a, const ggml_tensor * b) {
+    const auto * a_begin = static_cast<const char *>(a->data);
+    const auto * b_begin = static_cast<const char *>(b->data);
+    return a_begin + ggml_nbytes(a) <= b_begin || b_begin + ggml_nbytes(b) <= a_begin;
+}
+
 bool lone_accelerator() {
     int accelerators = 0;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -37,6 +45,7 @@ class DevicePath final : public DataPath {
   public:
     DevicePath(Workers & workers, Promoter & promoter) : workers_(workers), promoter_(promoter), own_stream_(workers.fast.get()), streamer_(ggml_backend_get_device(workers.fast.get())) {
         done_.reset(ggml_backend_event_new(ggml_backend_get_device(own_stream_)));
+        routed_.reset(ggml_backend_event_new(ggml_backend_get_device(own_stream_)));
         forget_chains();
     }
 
@@ -44,12 +53,30 @@ class DevicePath final : public DataPath {
         return on_device(ffn.x) && on_device(ffn.ids) && on_device(ffn.out);
     }
 
+    // The ids and the input then come down on a stream of their own, beside what is computed.
+    bool start_ahead(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer & layer,
+                     const std::vector<int32_t> & slots) override {
+        if (borrowed_ == nullptr || routed_ == nullptr || ffn.first != 0 || ffn.n_tokens() != 1 ||
+            ffn.ids->nb[0] != sizeof(int32_t) || !apart(ffn.x, ffn.out) || !apart(ffn.ids, ffn.out)) {
+            return false;
+        }
+        AheadChain * chain = ahead_chains_.get(graph, ffn, static_cast<size_t>(ffn.n_used()), [&] {
+            return AheadChain::build(graph, ffn, layer.hot_weights(), stream(), *hot_scratch_);
+        });
+        if (chain == nullptr) { return false; }
+        ggml_backend_event_record(routed_.get(), stream());
+        ggml_backend_event_wait(own_stream_, routed_.get());
+        ahead_ = chain->start(stream(), ffn, slots) == GGML_STATUS_SUCCESS;
+        return ahead_;
+    }
+
     const std::vector<int32_t> & routing(const RoutedFfn & ffn, bool misses_likely) override {
+        ggml_backend_t down = ahead_ ? own_stream_ : stream();
         raw_ids_.resize(ggml_nbytes(ffn.ids) / sizeof(int32_t));
-        ggml_backend_tensor_get_async(stream(), ffn.ids, raw_ids_.data(), 0, ggml_nbytes(ffn.ids));
-        x_is_here_ = misses_likely;
-        if (x_is_here_) { fetch_x(ffn); }
-        ggml_backend_synchronize(stream());
+        ggml_backend_tensor_get_async(down, ffn.ids, raw_ids_.data(), 0, ggml_nbytes(ffn.ids));
+        x_is_here_ = misses_likely || ahead_;
+        if (x_is_here_) { fetch_x(down, ffn); }
+        ggml_backend_synchronize(down);
         unfinished_ = false;
         const size_t column = ffn.ids->nb[0] / sizeof(int32_t);
         const size_t row = ffn.ids->nb[1] / sizeof(int32_t);
@@ -65,7 +92,7 @@ class DevicePath final : public DataPath {
                    ggml_status & status) override {
         DeviceChain * hot = nullptr;
         HostChain * cold = nullptr;
-        if (!hot_pairs.empty()) {
+        if (!hot_pairs.empty() && !ahead_) {
             hot = hot_chains_.get(graph, ffn, hot_pairs.size(), [&] {
                 return DeviceChain::build(graph, ffn, static_cast<int>(hot_pairs.size()), layer->hot_weights(), stream(),
                                           *hot_scratch_);
@@ -91,8 +118,6 @@ class DevicePath final : public DataPath {
     bool run_prompt(const ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                     const std::vector<Pair> & hot, const std::vector<Pair> & others, size_t staging_bytes,
                     int64_t & streamed_bytes, ggml_status & status) override {
-        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
-        status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute_async(stream(), &head);
         if (!streamer_.run(graph, ffn, *layer, hot, others, staging_bytes, stream(), *hot_scratch_, status)) { return false; }
         streamed_bytes = streamer_.streamed_bytes();
         ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
@@ -115,6 +140,7 @@ class DevicePath final : public DataPath {
 
     void forget_chains() override {
         hot_chains_.clear();
+        ahead_chains_.clear();
         cold_chains_.clear();
         cold_scratch_ = std::make_unique<Scratch>(buffer_type_of(workers_.cold.get()));
         hot_scratch_ = std::make_unique<Scratch>(buffer_type_of(own_stream_));
@@ -127,15 +153,24 @@ class DevicePath final : public DataPath {
             borrowed_ = from;
         }
         if (lone_) {
-            inputs_.take(from, src, dst, allocations);
+            // In the plugin's own memory, the original's place may be given to this split's outputs.
+            inputs_.take(from, src, dst, allocations, !is_resident(src));
         } else {
             ggml_backend_tensor_copy_async(from, from, src, dst);
         }
         return true;
     }
 
-    bool begin_split(const ggml_cgraph & graph) override { return inputs_.begin_split(graph); }
-    void end_split() override { inputs_.end_split(); }
+    bool begin_split(const ggml_cgraph & graph, int64_t allocations) override {
+        ahead_ = false;
+        return inputs_.begin_split(stream(), graph, allocations);
+    }
+
+    void end_split() override {
+        // A split that failed midway has left what was started ahead.
+        if (ahead_ && !unfinished_) { ggml_backend_synchronize(stream()); }
+        inputs_.end_split();
+    }
 
   private:
     static ggml_backend_buffer_type_t buffer_type_of(ggml_backend_t backend) {
@@ -144,29 +179,33 @@ class DevicePath final : public DataPath {
 
     ggml_backend_t stream() const { return borrowed_ != nullptr ? borrowed_ : own_stream_; }
 
-    void fetch_x(const RoutedFfn & ffn) {
+    void fetch_x(ggml_backend_t down, const RoutedFfn & ffn) {
         x_.resize(ggml_nbytes(ffn.x));
-        ggml_backend_tensor_get_async(stream(), ffn.x, x_.data(), 0, x_.size());
+        ggml_backend_tensor_get_async(down, ffn.x, x_.data(), 0, x_.size());
+    }
+
+    bool run_head(const ggml_cgraph & graph, const RoutedFfn & ffn) {
+        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
+        return head.n_nodes == 0 || ggml_backend_graph_compute_async(stream(), &head) == GGML_STATUS_SUCCESS;
     }
 
     ggml_status run_chains(const ggml_cgraph & graph, const RoutedFfn & ffn, DeviceChain * hot,
                            const std::vector<Pair> & hot_pairs, HostChain * cold, const std::vector<Pair> & cold_pairs,
                            StepTimes & times) {
-        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
-        ggml_status status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute_async(stream(), &head);
-        if (status != GGML_STATUS_SUCCESS) { return status; }
+        if (!ahead_ && !run_head(graph, ffn)) { return GGML_STATUS_FAILED; }
+        ggml_status status = GGML_STATUS_SUCCESS;
 
         // The output may have the input's memory: the input is read before anything is written.
         if (cold != nullptr && !x_is_here_) {
             const auto wait_start = Clock::now();
-            fetch_x(ffn);
+            fetch_x(stream(), ffn);
             ggml_backend_synchronize(stream());
             times.wait_s = seconds_since(wait_start);
         }
         const ggml_cgraph tail = ggml_abi::slice(graph, ffn.last + 1, graph.n_nodes);
-        if (cold == nullptr) { return hot->start(stream(), ffn, ffn.x, hot_pairs, tail); }
+        if (hot != nullptr && cold == nullptr) { return hot->start(stream(), ffn, ffn.x, hot_pairs, tail); }
         if (hot != nullptr) { status = hot->start(stream(), ffn, ffn.x, hot_pairs, ggml_abi::slice(graph, 0, 0)); }
-        if (status == GGML_STATUS_SUCCESS) {
+        if (status == GGML_STATUS_SUCCESS && cold != nullptr) {
             const auto cold_start = Clock::now();
             const Promoter::Urgent urgent(promoter_);  // both would read the same memory
             status = cold->start(workers_.cold.get(), ffn, x_.data(), cold_pairs);
@@ -208,11 +247,14 @@ class DevicePath final : public DataPath {
     ggml_backend_t borrowed_ = nullptr;  // the scheduler's backend of the same device; lives as long as the context
     const bool lone_ = lone_accelerator();
     EventPtr done_;
+    EventPtr routed_;  // what computes ids and input
+    bool ahead_ = false;  // the present split's pairs have been started
     std::atomic<bool> unfinished_{false};
     std::unique_ptr<Scratch> cold_scratch_;
     std::unique_ptr<Scratch> hot_scratch_;
     HostRows cold_rows_;
     ChainStore<DeviceChain> hot_chains_;
+    ChainStore<AheadChain> ahead_chains_;
     ChainStore<HostChain> cold_chains_;
     Mirror mirror_;
     Inputs inputs_;

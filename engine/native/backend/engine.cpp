@@ -66,20 +66,33 @@ void Engine::adopt(std::shared_ptr<const Settings> settings) {
     settings_ = std::move(settings);
 }
 
-bool Engine::wants(int64_t n_tokens, bool on_device_path) const {
+bool Engine::wants(int64_t n_tokens, bool on_device_path, ggml_backend_buffer_t weights) const {
     // llama.cpp also builds graphs for no tokens at all, and gives them no memory here.
     if (n_tokens <= 0) { return false; }
     const bool small = n_tokens < prefill_tokens;
     // A cold device of its own and a packed copy are only reached through this backend.
-    if (paused()) { return small && wants_always_; }
+    if (paused(weights)) { return small && wants_always_; }
     return small ? wants_small_batches_.load() : on_device_path && wants_prompts_.load();
 }
 
-void Engine::pause() {
-    const double seconds = pause_s_.load();
-    pause_s_ = std::min(pause_growth * seconds, longest_pause_s);
-    const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-    paused_until_ = until.time_since_epoch().count();
+void Engine::pause(const std::set<ggml_backend_buffer_t> & model) {
+    const std::lock_guard<std::mutex> lock(pause_mutex_);
+    for (ggml_backend_buffer_t weights : model) {
+        Pause & pause = pauses_[weights];
+        pause.until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pause.next_s));
+        pause.next_s = std::min(pause_growth * pause.next_s, longest_pause_s);
+    }
+}
+
+void Engine::vindicated(const std::set<ggml_backend_buffer_t> & model) {
+    const std::lock_guard<std::mutex> lock(pause_mutex_);
+    for (ggml_backend_buffer_t weights : model) { pauses_.erase(weights); }
+}
+
+bool Engine::paused(ggml_backend_buffer_t weights) const {
+    const std::lock_guard<std::mutex> lock(pause_mutex_);
+    const auto pause = pauses_.find(weights);
+    return pause != pauses_.end() && Clock::now() < pause->second.until;
 }
 
 void Engine::enter(Guest & guest) {
@@ -103,6 +116,7 @@ std::shared_ptr<const Settings> Engine::settings() const {
 }
 
 std::string Engine::set(const std::string & key, const std::string & value) {
+    const std::lock_guard<std::mutex> turn(turnstile_);
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
     auto changed = std::make_shared<Settings>(*settings_);
@@ -115,7 +129,7 @@ std::string Engine::set(const std::string & key, const std::string & value) {
     }
     std::shared_ptr<const RoutingProfile> profile = profile_;
     if (problem.empty() && key == "profile") { problem = load_profile(*changed, profile); }
-    if (problem.empty() && key == "workload") { problem = check_workload(*changed, profile.get()); }
+    if (problem.empty() && (key == "profile" || key == "workload")) { problem = check_workload(*changed, profile.get()); }
     if (!problem.empty()) { return problem; }
     profile_ = std::move(profile);
     if (changed->changes_slots(*settings_)) {
@@ -123,13 +137,16 @@ std::string Engine::set(const std::string & key, const std::string & value) {
         ceiling_bytes_ = unlimited;
     }
     // Whoever sets something wants to see what it does.
-    paused_until_ = 0;
-    pause_s_ = shortest_pause_s;
+    {
+        const std::lock_guard<std::mutex> pause_lock(pause_mutex_);
+        pauses_.clear();
+    }
     adopt(changed);
     return {};
 }
 
 void Engine::clear() {
+    const std::lock_guard<std::mutex> turn(turnstile_);
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
     drop_layers(false);
@@ -161,6 +178,18 @@ int64_t Engine::slot_bytes() const {
     return bytes;
 }
 
+// Of all slots planned, those of layers that have not been computed yet too.
+int64_t Engine::promised_bytes() const {
+    int64_t bytes = slot_bytes();
+    for (const Family & family : experts_.families()) {
+        const auto planned = planned_slots_.find(family.weights.front());
+        const bool taken = std::any_of(family.weights.begin(), family.weights.end(),
+                                       [this](const ggml_tensor * w) { return layers_.count(w) > 0; });
+        if (planned != planned_slots_.end() && !taken) { bytes += planned->second * family.expert_bytes; }
+    }
+    return bytes;
+}
+
 // Free memory of the fast tier beyond the reserve, which may be negative; unlimited where the device does not say.
 int64_t Engine::spare_bytes(const Settings & settings) const {
     ggml_backend_dev_t device = fast_device(settings);
@@ -188,6 +217,7 @@ void Engine::tend() {
     if (spare == unlimited) { return; }
     const int64_t asked = asked_bytes_.exchange(0);
     if (asked > 0) { spare = std::min(spare, int64_t{0}) - asked; }
+    const std::lock_guard<std::mutex> turn(turnstile_);
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
     const int64_t held = slot_bytes();
@@ -204,6 +234,15 @@ void Engine::tend() {
     last_resized_ = now;
 }
 
+void Engine::make_room(size_t bytes) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        last_tended_ = {};
+    }
+    ask_for(static_cast<int64_t>(bytes));
+    tend();
+}
+
 // Shares out slots among the layers that have none yet: as many as asked for, as memory allows.
 void Engine::plan_slots() {
     std::vector<Family> families = experts_.families();
@@ -216,7 +255,10 @@ void Engine::plan_slots() {
     for (const Family & family : families) {
         demands.push_back({family.n_expert, family.expert_bytes, recorded_counts(family.layer)});
     }
-    const int64_t room = std::max<int64_t>(std::min(spare_bytes(settings), ceiling_bytes_ - slot_bytes()), 0);
+    const int64_t promised = promised_bytes();
+    const int64_t spare = spare_bytes(settings);
+    const int64_t free_bytes = spare == unlimited ? unlimited : spare - (promised - slot_bytes());
+    const int64_t room = std::max<int64_t>(std::min(free_bytes, ceiling_bytes_ - promised), 0);
     const auto bytes_of = [&](const std::vector<int> & slots) {
         int64_t bytes = 0;
         for (size_t i = 0; i < slots.size(); ++i) { bytes += slots[i] * demands[i].expert_bytes; }
@@ -226,10 +268,10 @@ void Engine::plan_slots() {
     if (settings.slots > 0) {
         for (const LayerDemand & demand : demands) { slots.push_back(std::min(settings.slots, demand.n_experts)); }
     } else {
-        slots = slots_within(std::max<int64_t>(settings.budget_bytes - slot_bytes(), 0), demands, settings.spread,
+        slots = slots_within(std::max<int64_t>(settings.budget_bytes - promised, 0), demands, settings.spread,
                              settings.whole_layers);
     }
-    wanted_bytes_ = slot_bytes() + bytes_of(slots);
+    wanted_bytes_ = promised + bytes_of(slots);
     if (bytes_of(slots) > room) {
         ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: the fast tier has room for %.1f of %.1f MiB of slots\n", mib(room),
                           mib(bytes_of(slots)));
@@ -278,7 +320,7 @@ std::vector<LayerReport> Engine::reports() {
         LayerCounters counters = layer->counters;
         counters.evictions = layer->table.evictions();
         reports.push_back({layer->index(), layer->n_slots(), layer->n_slots() * layer->expert_bytes(),
-                           layer->repacked_bytes(), layer->pays && !paused(), counters});
+                           layer->repacked_bytes(), layer->pays && !paused(layer->key()->buffer), counters});
     }
     return reports;
 }
@@ -320,10 +362,15 @@ void Engine::forget_buffer(ggml_backend_buffer_t buffer) {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (!experts_.knows(buffer)) { return; }
     }
+    const std::lock_guard<std::mutex> turn(turnstile_);
     const std::unique_lock<std::shared_mutex> alone(in_use_);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Guest * guest : guests_) { guest->settle(); }
     promoter_.drain();
+    {
+        const std::lock_guard<std::mutex> pause_lock(pause_mutex_);
+        pauses_.erase(buffer);
+    }
     for (const ggml_tensor * weight : experts_.remove(buffer)) {
         for (auto it = layers_.begin(); it != layers_.end();) {
             const auto & weights = it->second->weights();

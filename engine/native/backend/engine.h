@@ -50,7 +50,10 @@ class Engine {
     Engine();
 
     // Held by a context while it computes a split: layers and their slots stay where they are.
-    std::shared_lock<std::shared_mutex> use() { return std::shared_lock(in_use_); }
+    std::shared_lock<std::shared_mutex> use() {
+        const std::lock_guard<std::mutex> turn(turnstile_);
+        return std::shared_lock(in_use_);
+    }
     void enter(Guest & guest);
     void leave(Guest & guest);
     // Waits for every context's unfinished work.
@@ -75,13 +78,15 @@ class Engine {
     // Whether products of a batch of so many tokens should come to this backend. A cache that is off does not ask for
     // them at all, so the scheduler makes no splits for it: it costs nothing. What is decided here takes effect when
     // llama.cpp next builds a graph, which it does for every new batch size and every few hundred tokens.
-    bool wants(int64_t n_tokens, bool on_device_path) const;
+    // `weights`: the buffer of the model they belong to.
+    bool wants(int64_t n_tokens, bool on_device_path, ggml_backend_buffer_t weights) const;
 
-    // The guard of a context found that the cache costs more than it gains: leave everything to llama.cpp for a while.
-    void pause();
+    // The guard of a context found that the cache costs more than it gains: leave the model whose weights lie in these
+    // buffers to llama.cpp for a while.
+    void pause(const std::set<ggml_backend_buffer_t> & model);
     // The cache pays: the next pause is a short one again.
-    void vindicated() { pause_s_ = shortest_pause_s; }
-    bool paused() const { return Clock::now().time_since_epoch().count() < paused_until_.load(); }
+    void vindicated(const std::set<ggml_backend_buffer_t> & model);
+    bool paused(ggml_backend_buffer_t weights) const;
 
     // The layer of this FFN, with whatever slots there are for it. Call inside `use()`.
     std::shared_ptr<Layer> layer_of(const RoutedFfn & ffn);
@@ -100,6 +105,8 @@ class Engine {
     void note_question(const ggml_tensor * weight);
 
     // A tensor of some context's graph was given memory in the fast device.
+    // That memory was refused: gives slots back to make room for it, as far as there are any.
+    void make_room(size_t bytes);
     void note_allocation() { allocations_.fetch_add(1, std::memory_order_relaxed); }
     int64_t allocations() const { return allocations_.load(std::memory_order_relaxed); }
 
@@ -112,6 +119,11 @@ class Engine {
     static ggml_backend_dev_t cold_device(const Settings & settings);
 
   private:
+    struct Pause {
+        Clock::time_point until{};
+        double next_s = shortest_pause_s;
+    };
+
     void drop_layers(bool keep_heat);
     void adopt(std::shared_ptr<const Settings> settings);
     static std::string load_profile(const Settings & settings, std::shared_ptr<const RoutingProfile> & profile);
@@ -120,12 +132,14 @@ class Engine {
     std::vector<double> recorded_counts(int layer) const;
     int64_t spare_bytes(const Settings & settings) const;
     int64_t slot_bytes() const;
+    int64_t promised_bytes() const;
 
     static constexpr double shortest_pause_s = 60.0;
     static constexpr double longest_pause_s = 1800.0;
     static constexpr double pause_growth = 4.0;
 
     std::shared_mutex in_use_;
+    std::mutex turnstile_;  // held by who waits to be alone: those who come later queue up behind
     mutable std::mutex mutex_;  // guards what follows
     std::shared_ptr<const Settings> settings_;
     std::shared_ptr<const RoutingProfile> profile_;  // null without one
@@ -147,8 +161,8 @@ class Engine {
     std::atomic<bool> wants_small_batches_{false};
     std::atomic<bool> wants_always_{false};
     std::atomic<bool> wants_prompts_{false};
-    std::atomic<Clock::rep> paused_until_{0};
-    std::atomic<double> pause_s_{shortest_pause_s};
+    mutable std::mutex pause_mutex_;  // guards what follows
+    std::map<ggml_backend_buffer_t, Pause> pauses_;
     Promoter promoter_;  // last: its thread ends before the layers go
 };
 

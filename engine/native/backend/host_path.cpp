@@ -97,7 +97,10 @@ class HostPath final : public DataPath {
     }
 
     bool copy_in(ggml_backend_t, const ggml_tensor *, ggml_tensor *, int64_t) override { return false; }
-    bool begin_split(const ggml_cgraph &) override { return true; }
+    bool start_ahead(const ggml_cgraph &, const RoutedFfn &, const Layer &, const std::vector<int32_t> &) override {
+        return false;
+    }
+    bool begin_split(const ggml_cgraph &, int64_t) override { return true; }
     void end_split() override {}
 
   private:

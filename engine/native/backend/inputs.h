@@ -16,12 +16,14 @@ class Inputs {
   public:
     // The next split is to find `src` in `dst`. Queued on `stream`, which all of the device's work stands on.
     // `allocations`: changes with every graph that is given memory; what was learnt is about the graph before then.
-    void take(ggml_backend_t stream, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations);
+    // `lasting`: the original keeps its content until the split is computed.
+    void take(ggml_backend_t stream, const ggml_tensor * src, ggml_tensor * dst, int64_t allocations, bool lasting);
 
-    // A split begins. False when it reads a copy that was left out for another: its content is gone.
-    bool begin_split(const ggml_cgraph & graph);
+    // A split begins, or a part of one where an observer cuts it. False when it reads a copy that was left out for
+    // another: its content is gone.
+    bool begin_split(ggml_backend_t stream, const ggml_cgraph & graph, int64_t allocations);
 
-    // What the split reads has been queued.
+    // What the split reads has been queued: the copies' tensors point at their own memory again.
     void end_split();
 
   private:
@@ -32,8 +34,15 @@ class Inputs {
     };
     struct Input {
         Use use = Use::unknown;
-        int reads = 0;           // splits that have read it since it was handed over
-        bool stands_in = false;  // for the original, when it was last handed over
+        int reads = 0;          // splits that have read it since it was handed over
+        bool left_out = false;  // when it was last handed over
+        ggml_tensor ** reader = nullptr;  // the nodes of the split that reads it
+        int reader_nodes = 0;
+    };
+    struct Pending {
+        const ggml_tensor * src;
+        ggml_tensor * dst;
+        Input * input;
     };
     struct Memory {
         ggml_tensor * tensor;
@@ -41,10 +50,14 @@ class Inputs {
         ggml_backend_buffer_t buffer;
     };
 
+    void forget_unless(ggml_backend_t stream, int64_t allocations);
+    bool note_reads(const ggml_cgraph & graph);
+
     int64_t allocations_ = -1;
     std::unordered_map<const ggml_tensor *, Input> inputs_;
+    std::vector<Pending> pending_;   // left out for the split that comes next
     std::vector<Input *> read_;      // by the present split
-    std::vector<Memory> borrowed_;  // what the copies' tensors are to point at again
+    std::vector<Memory> borrowed_;   // what the copies' tensors are to point at again
 };
 
 }  // namespace hotcache

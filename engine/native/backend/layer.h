@@ -23,6 +23,7 @@ struct LayerCounters {
     int64_t steps = 0;         // FFN evaluations that asked the cache
     int64_t device_steps = 0;  // of these, on the device path
     int64_t plain_steps = 0;   // of these, computed without it by the guard's decision
+    int64_t ahead_steps = 0;   // of these, started on the fast device before the host knew the experts
     int64_t prompt_steps = 0;  // batches of prompts computed by this backend
     int64_t streamed_steps = 0;// of these, on the fast device with experts streamed to it
     int64_t streamed_bytes = 0;
@@ -58,9 +59,10 @@ class Layer {
     // Frees the slots' memory. Nobody may use the layer any more.
     void release();
 
-    std::mutex mutex;  // guards table and counters
+    std::mutex mutex;  // guards table, counters and hit_share
     SlotTable table;
     LayerCounters counters;
+    double hit_share = 0.0;  // of late
     std::atomic<bool> missed_last{true};  // the last step did not hit with every pair
     bool filling = false;  // empty slots are to be filled with what is known to be hot, without waiting for tokens
     std::atomic<bool> pays{true};  // the guard's last word

@@ -80,6 +80,11 @@ bool add_pair_nodes(ggml_context * ctx, const ggml_cgraph & graph, const RoutedF
     return true;
 }
 
+void stand_for(ggml_tensor * here, const ggml_tensor * there) {
+    here->data = there->data;
+    here->buffer = there->view_src != nullptr ? there->view_src->buffer : there->buffer;
+}
+
 bool init_views(ggml_context * ctx) {
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
         if (t->view_src != nullptr && ggml_backend_view_init(t) != GGML_STATUS_SUCCESS) { return false; }

@@ -68,6 +68,9 @@ struct PairGraph {
 bool add_pair_nodes(ggml_context * ctx, const ggml_cgraph & graph, const RoutedFfn & ffn, const WeightOf & weight_of,
                     ggml_backend_t checked, PairGraph & pairs);
 
+// `here`, a tensor of a chain, gets the memory of `there`, one of the split.
+void stand_for(ggml_tensor * here, const ggml_tensor * there);
+
 // Fixes the data pointers of views among the context's tensors, once what they look into has its memory.
 bool init_views(ggml_context * ctx);
 

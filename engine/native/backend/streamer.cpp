@@ -172,10 +172,14 @@ bool Streamer::run(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer
         parts_[i].chain = DeviceChain::build(graph, ffn, static_cast<int>(parts_[i].pairs.size()), weights, stream, scratch);
         if (parts_[i].chain == nullptr) { return false; }
     }
+    ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
+    status = head.n_nodes == 0 ? GGML_STATUS_SUCCESS : ggml_backend_graph_compute_async(stream, &head);
     const ggml_tensor * x = input(ffn, stream);
-    if (x == nullptr) { return false; }
-
-    status = GGML_STATUS_SUCCESS;
+    if (x == nullptr) {
+        // Computed twice, a node that writes over its own input would be wrong.
+        status = GGML_STATUS_ALLOC_FAILED;
+        return head.n_nodes > 0;
+    }
     const ggml_cgraph nothing = ggml_abi::slice(graph, 0, 0);
     for (size_t i = 0; i < parts_.size() && status == GGML_STATUS_SUCCESS; ++i) {
         Part & part = parts_[i];

@@ -25,7 +25,7 @@ class Streamer {
     void reserve(const ggml_cgraph & graph, const RoutedFfn & ffn, size_t staging_bytes, ggml_backend_t stream,
                  Scratch & scratch);
 
-    // Queues the pairs' rows of ffn.out on `stream`; `hot` have slots, the others' slices are expert numbers. False, with
+    // Queues the nodes before the FFN and the pairs' rows of ffn.out on `stream`; `hot` have slots, the others' slices are expert numbers. False, with
     // nothing written, when there is no memory, or the device cannot order one stream after another. What was queued
     // reads this object's memory until `stream` is through.
     bool run(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer & layer, const std::vector<Pair> & hot,

@@ -6,17 +6,14 @@
 namespace hotcache {
 
 Guard::Kind Guard::begin_step(int n_tokens, bool warm) {
-    if (n_tokens != n_tokens_) {
-        n_tokens_ = n_tokens;
-        samples_.clear();
-    }
     warm_ = warm;
     ++step_;
     kind_ = Kind::cached;
     if (step_ < next_trial_) { return kind_; }
-    if (judge()) { return kind_; }
+    if (steps_of_trial_ == 0) { n_tokens_ = n_tokens; }
+    if (judge() || n_tokens != n_tokens_) { return kind_; }
     // Plain steps stand among cached ones, so that whatever drifts meets both alike.
-    const int64_t of_trial = step_ - next_trial_;
+    const int64_t of_trial = steps_of_trial_++;
     kind_ = of_trial % 4 == 1 || of_trial % 4 == 2 ? Kind::plain : Kind::trial;
     if (kind_ == Kind::plain) { ++plain_steps_; }
     return kind_;
@@ -35,7 +32,7 @@ bool Guard::pays(int layer) const {
 }
 
 void Guard::retry() {
-    samples_.clear();
+    begin_trial();
     layer_pays_.clear();
     pays_ = true;
     next_trial_ = step_ + first_trial;
@@ -44,6 +41,11 @@ void Guard::retry() {
 void Guard::restart() {
     retry();
     gap_ = first_trial;
+}
+
+void Guard::begin_trial() {
+    samples_.clear();
+    steps_of_trial_ = 0;
 }
 
 double Guard::mean_without_worst(std::vector<double> samples) {
@@ -65,9 +67,9 @@ Guard::Costs Guard::costs_so_far() const {
 bool Guard::judge() {
     size_t fewest = samples_.empty() ? 0 : most_of_each_kind;
     for (const Samples & layer : samples_) { fewest = std::min({fewest, layer.cached.size(), layer.plain.size()}); }
-    // Batches of other sizes come between and start the samples anew: a trial that takes long has come to nothing.
-    if (step_ - next_trial_ > 8 * most_of_each_kind) {
-        samples_.clear();
+    // A trial that takes long is about a batch size that hardly comes any more: the next one is about another.
+    if (step_ - next_trial_ > 16 * most_of_each_kind) {
+        begin_trial();
         gap_ = std::min(gap_ * 4, longest_gap);
         next_trial_ = step_ + gap_;
         return true;
@@ -86,7 +88,7 @@ bool Guard::judge() {
         const double of_layer = mean_without_worst(layer.cached) / mean_without_worst(layer.plain);
         layer_pays_.push_back(of_layer <= layer_margin || !warm_);
     }
-    samples_.clear();
+    begin_trial();
     gap_ = std::min(gap_ * (clear ? 16 : 4), longest_gap);
     next_trial_ = step_ + gap_;
     return true;

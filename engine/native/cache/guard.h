@@ -20,8 +20,8 @@ class Guard {
         double plain_s = 0.0;
     };
 
-    // How the step that begins now is to be computed. Steps of another batch size are not compared with each other:
-    // samples start anew. `warm`: the slots hold what they are going to hold.
+    // How the step that begins now is to be computed. A trial is about steps of one batch size; others that come between
+    // take no part in it. `warm`: the slots hold what they are going to hold.
     Kind begin_step(int n_tokens, bool warm);
 
     // What a layer of the present step took, from its begin to the next layer's.
@@ -47,6 +47,7 @@ class Guard {
         std::vector<double> plain;
     };
 
+    void begin_trial();
     bool judge();
     static double mean_without_worst(std::vector<double> samples);
     Costs costs_so_far() const;
@@ -54,7 +55,8 @@ class Guard {
     std::vector<Samples> samples_;   // by layer, of the present trial
     std::vector<bool> layer_pays_;
     Kind kind_ = Kind::cached;
-    int n_tokens_ = 0;
+    int n_tokens_ = 0;  // of the present trial
+    int64_t steps_of_trial_ = 0;
     bool warm_ = false;
     bool pays_ = true;
     int64_t step_ = 0;

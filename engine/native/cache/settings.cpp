@@ -17,26 +17,28 @@ namespace {
 constexpr std::array keys = {"device",   "cold_device", "slots",        "bytes",     "spread",        "whole_layers",
                              "profile",  "workload",    "reserve",      "in_flight", "path",          "prefill",
                              "staging",  "repack",      "prefill_heat", "guard",     "policy",        "interval",
-                             "dwell",    "hysteresis",  "promotions",   "half_life", "min_sightings", "hold"};
+                             "dwell",    "hysteresis",  "promotions",   "half_life", "min_sightings", "hold",
+                             "ahead"};
 
 template <typename Value>
-struct Choice {
+struct Named {
     const char * name;
     Value value;
 };
 
-constexpr std::array policies = {Choice<Ranking>{"heat", Ranking::heat}, Choice<Ranking>{"lru", Ranking::lru},
-                                 Choice<Ranking>{"lfru", Ranking::lfru}, Choice<Ranking>{"static", Ranking::fixed}};
-constexpr std::array spreads = {Choice<Spread>{"flat", Spread::flat}, Choice<Spread>{"coverage", Spread::coverage}};
-constexpr std::array paths = {Choice<Path>{"auto", Path::automatic}, Choice<Path>{"host", Path::host},
-                              Choice<Path>{"device", Path::device}};
-constexpr std::array prefills = {Choice<Prefill>{"auto", Prefill::automatic}, Choice<Prefill>{"stream", Prefill::stream},
-                                 Choice<Prefill>{"cold", Prefill::cold}, Choice<Prefill>{"scheduler", Prefill::scheduler}};
-constexpr std::array holds = {Choice<Hold>{"auto", Hold::automatic}, Choice<Hold>{"0", Hold::no}, Choice<Hold>{"1", Hold::yes}};
-constexpr std::array switches = {Choice<bool>{"0", false}, Choice<bool>{"1", true}};
+constexpr std::array policies = {Named<Ranking>{"heat", Ranking::heat}, Named<Ranking>{"lru", Ranking::lru},
+                                 Named<Ranking>{"lfru", Ranking::lfru}, Named<Ranking>{"static", Ranking::fixed}};
+constexpr std::array spreads = {Named<Spread>{"flat", Spread::flat}, Named<Spread>{"coverage", Spread::coverage}};
+constexpr std::array paths = {Named<Path>{"auto", Path::automatic}, Named<Path>{"host", Path::host},
+                              Named<Path>{"device", Path::device}};
+constexpr std::array prefills = {Named<Prefill>{"auto", Prefill::automatic}, Named<Prefill>{"stream", Prefill::stream},
+                                 Named<Prefill>{"cold", Prefill::cold}, Named<Prefill>{"scheduler", Prefill::scheduler}};
+constexpr std::array choices = {Named<Choice>{"auto", Choice::automatic}, Named<Choice>{"0", Choice::no},
+                                Named<Choice>{"1", Choice::yes}};
+constexpr std::array switches = {Named<bool>{"0", false}, Named<bool>{"1", true}};
 
 template <typename Value, size_t n>
-std::string parse_choice(const std::string & key, const std::string & text, const std::array<Choice<Value>, n> & choices,
+std::string parse_choice(const std::string & key, const std::string & text, const std::array<Named<Value>, n> & choices,
                          Value & out) {
     std::string names;
     for (size_t i = 0; i < n; ++i) {
@@ -116,7 +118,9 @@ std::string apply_setting(Settings & settings, const std::string & key, const st
     } else if (key == "prefill_heat") {
         return parse_choice(key, value, switches, settings.prefill_heat);
     } else if (key == "hold") {
-        return parse_choice(key, value, holds, settings.hold);
+        return parse_choice(key, value, choices, settings.hold);
+    } else if (key == "ahead") {
+        return parse_choice(key, value, choices, settings.ahead);
     } else if (key == "guard") {
         return parse_choice(key, value, switches, settings.guard);
     } else if (key == "policy") {

@@ -17,9 +17,7 @@ enum class Path { automatic, host, device };
 // device with experts streamed to it, or whichever of these last two was measured to be faster for the batch size.
 enum class Prefill { scheduler, cold, stream, automatic };
 
-// Whether expert weights are loaded into the plugin's memory at all, where they can be given slots but not have the CPU's
-// own layouts; automatic: when the settings at that time have a use for it.
-enum class Hold { automatic, no, yes };
+enum class Choice { automatic, no, yes };
 
 struct Settings {
     std::string device;       // ggml device of the fast tier; empty: the first GPU there is
@@ -37,7 +35,11 @@ struct Settings {
     bool prefill_heat = false;             // whether prompts count as sightings
     int64_t staging_bytes = automatic;     // of each of the two buffers experts are streamed through
     bool repack = false;                   // misses are computed from a copy in the CPU's own packed layout
-    Hold hold = Hold::automatic;
+    // Expert weights are loaded into the plugin's memory, where they can be given slots but not have the CPU's own
+    // layouts; automatic: when the settings at that time have a use for it.
+    Choice hold = Choice::automatic;
+    // On the device path a token's pairs are computed before the host knows them; automatic: where most of them hit.
+    Choice ahead = Choice::automatic;
     bool guard = true;                     // measure whether the cache pays, and switch it off where it does not
     PolicySettings policy;
 
@@ -45,7 +47,7 @@ struct Settings {
     bool on() const { return slots > 0 || budget_bytes > 0; }
     // Whether small batches have to come to this backend, slots or not.
     bool needed() const { return on() || repack || !cold_device.empty(); }
-    bool holds_weights() const { return hold == Hold::automatic ? needed() : hold == Hold::yes; }
+    bool holds_weights() const { return hold == Choice::automatic ? needed() : hold == Choice::yes; }
 
     // True when switching from `other` needs new slots rather than other decisions.
     bool changes_slots(const Settings & other) const;
