@@ -247,6 +247,11 @@ def figures_of(
     host_s = facts["expert_bytes_a_token"] / (preset.host_gbps * preset.scale * 1e9)
     dense_s = np.median(reply[DEVICE]) - device_s
     bound = dense_s + np.maximum(hit_rate * device_s, (1 - hit_rate) * host_s)
+    # Layers follow one another: where one has no miss the host can do nothing, and where it has one the device waits.
+    steps = np.array([max(s.cache["steps"], 1) for s in cached])
+    whole = np.array([s.cache["whole_steps"] for s in cached]) / steps
+    partly_hot = np.maximum(hit_rate - whole, 0.0) * device_s
+    by_layer = dense_s + whole * device_s + np.maximum(partly_hot, (1 - hit_rate) * host_s)
 
     wins = machine != "server" and routing != "flat"
     target = machine == "desktop" and routing == "skewed"
@@ -264,6 +269,7 @@ def figures_of(
     if pays:
         figures += [
             median(case, "tg: cache / bound", bound / reply[CACHE], 0.85 if target else None),
+            median(case, "tg: cache / bound, layer after layer", by_layer / reply[CACHE]),
             median(case, "hit rate / optimal", hit_rate / facts["optimal_hit_rate"], 0.9 if target else None),
             median(case, "promotion stall / tg time", stall, 0.01 if target else None, ceiling=True),
         ]
@@ -273,7 +279,8 @@ def figures_of(
 def cpu_rounds(folder: Path, n_rounds: int, n_tokens: int, threads: int) -> list[dict[str, list[float]]]:
     """Tokens a second of every measurement of every arm on this CPU; fresh processes a round, which take turns."""
     path = folder / "cpu.gguf"
-    spec = SyntheticSpec(arch="qwen3moe", layers=8, experts=64, used=8, embd=512, ff=256, quant="Q4_0", skew=0.9)
+    # Experts half as wide as Qwen3-30B-A3B's in either dimension: what a split costs is beside what it computes.
+    spec = SyntheticSpec(arch="qwen3moe", layers=8, experts=64, used=8, embd=1024, ff=384, quant="Q4_0", skew=0.9)
     write_synthetic(path, spec)
     plain = {"n_ctx": 512, "n_threads": threads, "mmap": False, "repack": False}
     best = {**plain, "repack": True}

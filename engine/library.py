@@ -82,8 +82,8 @@ class _LayerStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("slot_bytes", "hits", "misses", "promotions", "evictions")),
         *((name, ctypes.c_int64) for name in ("bytes_moved", "steps")),
         *((name, ctypes.c_double) for name in ("hot_s", "cold_s", "wait_s", "stall_s")),
-        *((name, ctypes.c_int64) for name in ("device_steps", "plain_steps", "ahead_steps", "prompt_steps")),
-        *((name, ctypes.c_int64) for name in ("streamed_steps", "streamed_bytes", "repacked_bytes")),
+        *((name, ctypes.c_int64) for name in ("device_steps", "plain_steps", "ahead_steps", "whole_steps")),
+        *((name, ctypes.c_int64) for name in ("prompt_steps", "streamed_steps", "streamed_bytes", "repacked_bytes")),
         *((name, ctypes.c_int32) for name in ("pays", "reserved")),
     ]
 

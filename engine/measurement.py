@@ -33,10 +33,10 @@ class CacheCounters:
     """Sums over the layers and the timed tokens of one measurement.
 
     bytes_moved: promotions over the link. steps: FFN evaluations; of these, device_steps kept their activations in the
-    fast tier, plain_steps went without the cache because the guard said so, and ahead_steps began in the fast tier before
-    the host knew the experts. prompt_steps: batches of prompts, of which streamed_steps had their experts streamed to the
-    fast tier. hot_s, cold_s, wait_s, stall_s: seconds in the hot
-    chains, in the cold ones, waiting for the fast tier, waiting because experts were being promoted. layers_off: layers
+    fast tier, plain_steps went without the cache because the guard said so, ahead_steps began in the fast tier before
+    the host knew the experts, and whole_steps hit with every pair. prompt_steps: batches of prompts, of which streamed_steps had their experts
+    streamed to the fast tier. hot_s, cold_s, wait_s, stall_s: seconds in the hot chains, in the cold ones, waiting for
+    the fast tier, waiting because experts were being promoted. layers_off: layers
     in which the guard has switched the cache off.
     """
 
@@ -52,6 +52,7 @@ class CacheCounters:
     device_steps: int = 0
     plain_steps: int = 0
     ahead_steps: int = 0
+    whole_steps: int = 0
     prompt_steps: int = 0
     streamed_steps: int = 0
     streamed_bytes: int = 0

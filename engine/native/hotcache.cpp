@@ -61,7 +61,7 @@ HOTCACHE_EXPORT size_t hotcache_layers(hotcache_layer * layers, size_t capacity)
         layers[i] = {r.index,        r.n_slots,      r.slot_bytes,       c.hits,           c.misses,
                      c.promotions,   c.evictions,    c.bytes_moved,      c.steps,          c.hot_s,
                      c.cold_s,       c.wait_s,       c.stall_s,          c.device_steps,   c.plain_steps,
-                     c.ahead_steps,  c.prompt_steps, c.streamed_steps, c.streamed_bytes, r.repacked_bytes, r.pays ? 1 : 0, 0};
+                     c.ahead_steps,  c.whole_steps,  c.prompt_steps, c.streamed_steps, c.streamed_bytes, r.repacked_bytes, r.pays ? 1 : 0, 0};
     }
     return reports.size();
 }

@@ -28,6 +28,7 @@ struct hotcache_layer {
     int64_t device_steps;    // of `steps`, with activations that stayed in the fast device's memory
     int64_t plain_steps;     // of `steps`, computed without the cache by the guard's decision
     int64_t ahead_steps;     // of `steps`, started on the fast device before the host knew the experts
+    int64_t whole_steps;     // of `steps`, all pairs of which hit
     int64_t prompt_steps;    // batches of prompts
     int64_t streamed_steps;  // of these, on the fast device, experts without a slot streamed to it
     int64_t streamed_bytes;

@@ -343,7 +343,7 @@ class Loaded:
             self._model.close()
 
     def model_of(self, scenario: Scenario) -> ModelHandle:
-        key = (scenario.model, scenario.mmap, scenario.dense_on_device, scenario.experts_on_device)
+        key = (scenario.model, scenario.mmap, scenario.packed, scenario.dense_on_device, scenario.experts_on_device)
         if self._model is None or key != self._key:
             self.close()
             self._key, self._model = key, ModelHandle(Path(scenario.model), self._log, placement(scenario))
@@ -358,7 +358,7 @@ def placement(scenario: Scenario) -> EngineConfig:
         device="EMU0" if on_device else None,
         gpu_layers=999 if on_device else 0,
         ram_expert_layers=max(0, 64 - scenario.experts_on_device) if on_device else 0,
-        repack=False,
+        repack=scenario.packed,
         mmap=scenario.mmap,
     )
 

@@ -19,7 +19,8 @@ class Scenario:
     """One model in one context. What `reference` keeps decides the logits; the rest must not change a bit of them.
 
     sequences: decoded side by side. observe_every: ask for every so-many-th node's values, 0 for none. loras: adapter
-    files, loaded and switched on by steps. encoder: rows are embeddings, not logits.
+    files, loaded and switched on by steps. encoder: rows are embeddings, not logits. packed: what the plugin leaves to
+    llama.cpp lies in the CPU's packed layout.
     dense_on_device, experts_on_device: what llama.cpp itself places on the emulated accelerator.
     cache: settings of the hot-expert cache as (key, value). settled: wait after every decode until promotions arrived.
     """
@@ -35,6 +36,7 @@ class Scenario:
     loras: tuple[str, ...] = ()
     encoder: bool = False
     mmap: bool = False
+    packed: bool = False
     dense_on_device: bool = False
     experts_on_device: int = 0
     cache: tuple[tuple[str, str], ...] = ()

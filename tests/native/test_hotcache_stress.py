@@ -46,5 +46,6 @@ def test_inputs_are_read_where_they_lie_only_where_nobody_else_reads_them(saniti
     """Copies are left out for a single reader, kept for several, for views and writers, and never read when stale."""
     sources = [HERE / "inputs_test.cpp", *(SOURCES / "backend" / name for name in ("inputs.cpp", "pair_graph.cpp"))]
     program = compile_program(tmp_path / "inputs_test", sources, flags=SANITIZERS[sanitizer])
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr

@@ -392,6 +392,7 @@ class Backend final : public Guest {
             c.device_steps += on_device_path_ ? 1 : 0;
             c.plain_steps += plain ? 1 : 0;
             c.ahead_steps += ahead ? 1 : 0;
+            c.whole_steps += split && cold_pairs_.empty() ? 1 : 0;
             const auto hits = static_cast<int64_t>(split ? hot_pairs_.size() : 0);
             c.hits += hits;
             c.misses += static_cast<int64_t>(hot_pairs_.size() + cold_pairs_.size()) - hits;

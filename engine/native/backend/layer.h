@@ -24,6 +24,7 @@ struct LayerCounters {
     int64_t device_steps = 0;  // of these, on the device path
     int64_t plain_steps = 0;   // of these, computed without it by the guard's decision
     int64_t ahead_steps = 0;   // of these, started on the fast device before the host knew the experts
+    int64_t whole_steps = 0;   // of these, all pairs of which hit
     int64_t prompt_steps = 0;  // batches of prompts computed by this backend
     int64_t streamed_steps = 0;// of these, on the fast device with experts streamed to it
     int64_t streamed_bytes = 0;
