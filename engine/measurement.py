@@ -34,9 +34,9 @@ class CacheCounters:
 
     bytes_moved: promotions over the link. steps: FFN evaluations; of these, device_steps kept their activations in the
     fast tier, plain_steps went without the cache because the guard said so, ahead_steps began in the fast tier before
-    the host knew the experts, and whole_steps hit with every pair. prompt_steps: batches of prompts, of which streamed_steps had their experts
-    streamed to the fast tier. hot_s, cold_s, wait_s, stall_s: seconds in the hot chains, in the cold ones, waiting for
-    the fast tier, waiting because experts were being promoted. layers_off: layers
+    the host knew the experts, and whole_steps hit with every pair. prompt_steps: batches of prompts, of which
+    streamed_steps had their experts streamed to the fast tier. hot_s, cold_s, wait_s, stall_s: seconds in the hot
+    chains, in the cold ones, waiting for the fast tier, waiting because experts were being promoted. layers_off: layers
     in which the guard has switched the cache off.
     """
 

@@ -58,10 +58,11 @@ HOTCACHE_EXPORT size_t hotcache_layers(hotcache_layer * layers, size_t capacity)
     for (size_t i = 0; i < reports.size() && i < capacity; ++i) {
         const hotcache::LayerReport & r = reports[i];
         const hotcache::LayerCounters & c = r.counters;
-        layers[i] = {r.index,        r.n_slots,      r.slot_bytes,       c.hits,           c.misses,
-                     c.promotions,   c.evictions,    c.bytes_moved,      c.steps,          c.hot_s,
-                     c.cold_s,       c.wait_s,       c.stall_s,          c.device_steps,   c.plain_steps,
-                     c.ahead_steps,  c.whole_steps,  c.prompt_steps, c.streamed_steps, c.streamed_bytes, r.repacked_bytes, r.pays ? 1 : 0, 0};
+        layers[i] = {r.index,        r.n_slots,        r.slot_bytes,     c.hits,           c.misses,
+                     c.promotions,   c.evictions,      c.bytes_moved,    c.steps,          c.hot_s,
+                     c.cold_s,       c.wait_s,         c.stall_s,        c.device_steps,   c.plain_steps,
+                     c.ahead_steps,  c.whole_steps,    c.prompt_steps,   c.streamed_steps, c.streamed_bytes,
+                     r.repacked_bytes, r.pays ? 1 : 0, 0};
     }
     return reports.size();
 }
