@@ -45,6 +45,7 @@ constexpr std::pair<const char *, int64_t hotcache_layer::*> counters[] = {
     {"misses", &hotcache_layer::misses},                 {"promotions", &hotcache_layer::promotions},
     {"bytes_moved", &hotcache_layer::bytes_moved},       {"steps", &hotcache_layer::steps},
     {"device_steps", &hotcache_layer::device_steps},     {"plain_steps", &hotcache_layer::plain_steps},
+    {"ahead_steps", &hotcache_layer::ahead_steps},       {"whole_steps", &hotcache_layer::whole_steps},
     {"repacked_bytes", &hotcache_layer::repacked_bytes},
 };
 

@@ -143,6 +143,19 @@ def test_byte_budget_becomes_slots_of_every_layer(model_of: Callable[..., str], 
     assert_same_bits(stock(scenario), outcome)
 
 
+def test_adapters_take_no_share_of_the_budget(
+    model_of: Callable[..., str], adapter_of: Callable[..., str], stock: Run, cached: Run
+) -> None:
+    """Their parts are named after the experts they adapt, but nobody routes to them."""
+    model = model_of("qwen3moe")
+    steps = (("decode", 12), ("adapt", 1.0), ("decode", 3), ("adapt",), ("decode", 12))
+    scenario = Scenario(model, steps, loras=(adapter_of(model, "experts"),))
+    outcome = cached(scenario.with_cache(slots=0, bytes=4 * 5 * 3 * 128 * 272))
+    assert outcome.fewest_slots == 5
+    assert_worked(outcome)
+    assert_same_bits(stock(scenario), outcome)
+
+
 def test_divergence_is_what_it_is_called() -> None:
     """The measure for tiers whose kernels differ, by hand: half a bit of certainty moved between two tokens."""
     import numpy as np

@@ -13,10 +13,11 @@ namespace hotcache {
 namespace {
 
 // GGUF names expert tensors "blk.7.ffn_up_exps.weight", "….bias"; a layer may have a second set, "…_chexps". The scheduler's
-// copies of a tensor begin with a backend's name.
+// copies of a tensor begin with a backend's name; an adapter's parts end in "….lora_a" and "….lora_b".
 bool is_expert_tensor(const ggml_tensor * weight) {
-    return weight->op == GGML_OP_NONE && layer_number(weight) >= 0 &&
-           std::strstr(ggml_get_name(weight), "exps.") != nullptr;
+    const char * name = ggml_get_name(weight);
+    return weight->op == GGML_OP_NONE && layer_number(weight) >= 0 && std::strstr(name, "exps.") != nullptr &&
+           std::strstr(name, ".lora_") == nullptr;
 }
 
 std::string kind_of(const ggml_tensor * weight) {
