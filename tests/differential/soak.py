@@ -161,7 +161,7 @@ def _decoded(rng: random.Random, n: int, action: int, dense_on_device: bool, fau
     # llama.cpp's own buffers on the device could not be had either.
     if faults and action == 9 and not dense_on_device:
         return [("fault", refuse, 2), ("drop",), ("decode", n), ("fault", refuse, 0)]
-    if faults and action == 10:
+    if faults and action == 10 and not dense_on_device:
         return [("fault", stolen, rng.choice((40, 60, 64))), ("decode", n), ("fault", stolen, 0)]
     return [("decode", n)]
 
