@@ -49,7 +49,7 @@ class World {
     // Whether the split finds its inputs; what it reads of the copy then is the original's.
     bool split(Inputs & inputs, const ggml_cgraph * graph) {
         const bool here = inputs.begin_split(backend_, *graph, allocations);
-        if (here && graph != other) { REQUIRE(copied() == *static_cast<const float *>(original->data)); }
+        if (here && graph->n_nodes > 0 && graph != other) { REQUIRE(copied() == *static_cast<const float *>(original->data)); }
         read_in_place = copy->data == original->data;
         inputs.end_split();
         REQUIRE(copy->data == own_data && copy->buffer == buffer_);
@@ -91,10 +91,10 @@ void one_reader_needs_no_copy() {
         world.write(static_cast<float>(10 + evaluation));
         world.hand_over(inputs);
         REQUIRE(world.split(inputs, world.first));
-        REQUIRE(world.read_in_place == (evaluation > 0));
+        REQUIRE(world.read_in_place == (evaluation > 1));
         REQUIRE(world.split(inputs, world.other));
         // The copy's own memory keeps what was copied last.
-        REQUIRE(world.copied() == 10.0F);
+        REQUIRE(world.copied() == (evaluation == 0 ? 10.0F : 11.0F));
     }
 }
 
@@ -153,7 +153,7 @@ void an_observer_finds_what_was_read() {
     ggml_cgraph rest = *world.both;
     rest.nodes += 1;
     rest.n_nodes -= 1;
-    for (const bool observed : {false, false, true, true, false, true}) {
+    for (const bool observed : {false, false, false, true, true, false, true}) {
         world.write(world.copied() + 1.0F);
         world.hand_over(inputs);
         if (observed) {
@@ -165,12 +165,41 @@ void an_observer_finds_what_was_read() {
     }
 }
 
-// The first evaluation ended before its second reader: that one must not read what is left in the copy.
-void a_reader_seen_late_fails_once() {
+// From the first evaluation on, and only the first part reads the input.
+void an_observer_who_was_there_before_finds_it_too() {
+    World world;
+    Inputs inputs;
+    ggml_cgraph rest = *world.other;
+    rest.nodes = world.first->nodes + world.first->n_nodes;
+    for (int evaluation = 0; evaluation < 5; ++evaluation) {
+        world.write(static_cast<float>(evaluation));
+        world.hand_over(inputs);
+        REQUIRE(world.split(inputs, world.first) && world.copy_is_true());
+        rest.n_nodes = 0;
+        REQUIRE(world.split(inputs, &rest));
+    }
+}
+
+// One broken-off evaluation costs nothing.
+void a_reader_seen_in_the_second_evaluation_is_in_time() {
     World world;
     Inputs inputs;
     world.hand_over(inputs);
     REQUIRE(world.split(inputs, world.first));
+    for (int evaluation = 0; evaluation < 3; ++evaluation) {
+        world.hand_over(inputs);
+        REQUIRE(world.split(inputs, world.first) && world.split(inputs, world.second));
+    }
+}
+
+// Evaluations ended before their second reader: that one must not read what is left in the copy.
+void a_reader_seen_late_fails_once() {
+    World world;
+    Inputs inputs;
+    for (int evaluation = 0; evaluation < 2; ++evaluation) {
+        world.hand_over(inputs);
+        REQUIRE(world.split(inputs, world.first));
+    }
     world.write(20.0F);
     world.hand_over(inputs);
     REQUIRE(world.split(inputs, world.first));
@@ -193,6 +222,11 @@ void another_graph_is_learnt_anew() {
     world.hand_over(inputs);
     REQUIRE(world.split(inputs, world.first));
     REQUIRE(!world.read_in_place);
+    world.hand_over(inputs);
+    REQUIRE(world.split(inputs, world.first));
+    world.hand_over(inputs);
+    REQUIRE(world.split(inputs, world.first));
+    REQUIRE(world.read_in_place);
     // Another context's graph comes between the inputs of one split and its computation.
     world.write(3.0F);
     world.hand_over(inputs);
@@ -208,6 +242,8 @@ int main() {
     what_several_splits_read_is_copied();
     what_may_be_overwritten_is_copied();
     an_observer_finds_what_was_read();
+    an_observer_who_was_there_before_finds_it_too();
+    a_reader_seen_in_the_second_evaluation_is_in_time();
     views_and_writers_get_a_copy();
     what_nobody_read_is_copied();
     a_reader_seen_late_fails_once();

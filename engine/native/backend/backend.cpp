@@ -83,13 +83,15 @@ class Backend final : public Guest {
         if (ffn && begins_step(*ffn)) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
+        struct Split {
+            DataPath & path;
+            ~Split() { path.end_split(); }
+        } const split{*path_};
         const bool inputs_are_here = path_->begin_split(*graph, engine_.allocations());
         if (!inputs_are_here) {
             ggml_log_internal(GGML_LOG_LEVEL_ERROR, "hotcache: inputs of a broken-off evaluation are gone\n");
         }
-        const ggml_status status = inputs_are_here ? compute_split(*graph, ffn) : GGML_STATUS_FAILED;
-        path_->end_split();
-        return status;
+        return inputs_are_here ? compute_split(*graph, ffn) : GGML_STATUS_FAILED;
     }
 
     // What stands on the scheduler's own stream is in order with everything that may read it, and is waited for with it.
@@ -171,13 +173,17 @@ class Backend final : public Guest {
         if (!good) { ggml_log_internal(GGML_LOG_LEVEL_WARN, "hotcache: %s\n", problem); }
     }
 
-    // A step begins with a layer that the one before has had: any may stop being recognised, by an adapter or an observer.
-    bool begins_step(const RoutedFfn & ffn) const { return layers_of_step_.empty() || layers_of_step_.count(ffn.key()) > 0; }
+    // A step begins where the layers' numbers go back, or one comes again. Not with a certain layer: any may stop being
+    // recognised, by an adapter or an observer, and the last one of a prompt has only the rows that are asked for.
+    bool begins_step(const RoutedFfn & ffn) const {
+        return layers_of_step_.empty() || layers_of_step_.count(ffn.key()) > 0 || layer_number(ffn.key()) < last_number_;
+    }
 
     Guard::Kind kind_of_step(const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
         const bool begins = begins_step(ffn);
         if (begins) { layers_of_step_.clear(); }
         layers_of_step_.insert(ffn.key());
+        last_number_ = layer_number(ffn.key());
         buffers_.insert(ffn.key()->buffer);
         if (begins) {
             layer_in_step_ = 0;
@@ -303,7 +309,7 @@ class Backend final : public Guest {
     // Where most pairs hit, they are computed before anybody here knows them. Every slot stays as it is until that is known.
     bool start_ahead(const ggml_cgraph & graph, const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
         if (!on_device_path_ || settings.ahead == Choice::no || ffn.n_tokens() != 1) { return false; }
-        if (step_ == Guard::Kind::plain || !layer.pays) { return false; }
+        if (step_ == Guard::Kind::plain || (step_ == Guard::Kind::cached && !layer.pays)) { return false; }
         {
             const std::lock_guard<std::mutex> lock(layer.mutex);
             if (settings.ahead == Choice::automatic && layer.hit_share < least_hit_share_ahead) { return false; }
@@ -331,7 +337,7 @@ class Backend final : public Guest {
     void let_go(const std::shared_ptr<Layer> & layer, bool pairs_are_known) {
         const std::lock_guard<std::mutex> lock(layer->mutex);
         for (const int slot : held_) {
-            if (pairs_are_known && slot != held_.front()) {
+            if (pairs_are_known && (slot != held_.front() || cold_pairs_.empty())) {
                 layer->table.unpin(slot);
             } else {
                 pinned_.push_back({layer, slot});
@@ -441,6 +447,7 @@ class Backend final : public Guest {
     Guard guard_;
     Guard::Kind step_ = Guard::Kind::cached;
     std::unordered_set<const ggml_tensor *> layers_of_step_;
+    int last_number_ = -1;
     std::set<ggml_backend_buffer_t> buffers_;  // of the model's experts
     int layer_in_step_ = 0;
     bool layer_is_open_ = false;

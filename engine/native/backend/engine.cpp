@@ -241,6 +241,7 @@ void Engine::make_room(size_t bytes) {
     }
     ask_for(static_cast<int64_t>(bytes));
     tend();
+    asked_bytes_ = 0;
 }
 
 // Shares out slots among the layers that have none yet: as many as asked for, as memory allows.

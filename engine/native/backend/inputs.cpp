@@ -11,6 +11,8 @@ void Inputs::forget_unless(ggml_backend_t stream, int64_t allocations) {
     for (const Pending & pending : pending_) { ggml_backend_tensor_copy_async(stream, stream, pending.src, pending.dst); }
     pending_.clear();
     inputs_.clear();
+    read_.clear();
+    next_part_ = nullptr;
     allocations_ = allocations;
 }
 
@@ -18,7 +20,11 @@ void Inputs::take(ggml_backend_t stream, const ggml_tensor * src, ggml_tensor * 
     forget_unless(stream, allocations);
     const auto [found, is_new] = inputs_.try_emplace(dst);
     Input & input = found->second;
-    if (!is_new && input.use == Use::unknown) { input.use = input.reads == 1 ? Use::single : Use::shared; }
+    if (!is_new && input.use == Use::unknown) {
+        ++input.evaluations;
+        if (input.reads != 1) { input.use = Use::shared; }
+        if (input.reads == 1 && input.evaluations == 2) { input.use = Use::single; }
+    }
     if (!lasting) { input.use = Use::shared; }
     input.reads = 0;
     input.left_out = input.use == Use::single;
@@ -42,6 +48,11 @@ bool Inputs::begin_split(ggml_backend_t stream, const ggml_cgraph & graph, int64
         }
     }
     pending_.clear();
+    // Whoever cuts splits looks at what their nodes were computed from.
+    if (graph.nodes == next_part_) {
+        for (Input * input : read_) { input->use = Use::shared; }
+    }
+    next_part_ = graph.nodes + graph.n_nodes;
     return note_reads(graph);
 }
 

@@ -29,11 +29,12 @@ class Inputs {
   private:
     enum class Use {
         unknown,  // not all splits that may read it have been seen
-        single,   // one split reads it, and nobody writes to it
+        single,   // one split reads it, seen twice: an evaluation may be broken off; and nobody writes to it
         shared,
     };
     struct Input {
         Use use = Use::unknown;
+        int evaluations = 0;    // in a row, in which one split read it
         int reads = 0;          // splits that have read it since it was handed over
         bool left_out = false;  // when it was last handed over
         ggml_tensor ** reader = nullptr;  // the nodes of the split that reads it
@@ -56,7 +57,8 @@ class Inputs {
     int64_t allocations_ = -1;
     std::unordered_map<const ggml_tensor *, Input> inputs_;
     std::vector<Pending> pending_;   // left out for the split that comes next
-    std::vector<Input *> read_;      // by the present split
+    std::vector<Input *> read_;      // by the last split, or part of one
+    ggml_tensor ** next_part_ = nullptr;  // where that ended: the rest of a split that an observer cuts begins there
     std::vector<Memory> borrowed_;   // what the copies' tensors are to point at again
 };
 

@@ -29,9 +29,9 @@ void Promoter::enqueue(const std::shared_ptr<Layer> & layer, const std::vector<P
     if (promotions.empty()) { return; }
     {
         const std::lock_guard<std::mutex> lock(mutex_);
+        if (!thread_.joinable()) { thread_ = std::thread([this] { work(); }); }
         for (const Promotion & p : promotions) { jobs_.push_back({layer, p}); }
         in_flight_bytes_ += static_cast<int64_t>(promotions.size()) * layer->expert_bytes();
-        if (!thread_.joinable()) { thread_ = std::thread([this] { work(); }); }
     }
     work_to_do_.notify_one();
 }

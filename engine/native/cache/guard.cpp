@@ -70,7 +70,6 @@ bool Guard::judge() {
     // A trial that takes long is about a batch size that hardly comes any more: the next one is about another.
     if (step_ - next_trial_ > 16 * most_of_each_kind) {
         begin_trial();
-        gap_ = std::min(gap_ * 4, longest_gap);
         next_trial_ = step_ + gap_;
         return true;
     }
