@@ -73,10 +73,11 @@ class MemoryModel:
     def slots_that_fit(self, config: EngineConfig, share: float) -> int:
         """Slots a layer in `share` of the fast tier left by everything else; `config` must have its slots at 0."""
         one = self.slot_bytes(config)
-        if one == 0:
+        if one == 0 or config.cache is None:
             return 0
-        with_one = replace(config, cache=replace(config.cache, slots=1)) if config.cache is not None else config
-        left = self.fast_limit_bytes - self.footprint(with_one).fast_bytes + (one if config.cache is not None else 0)
+        # Slots come with buffers of their own, which a cache that is off does not have.
+        with_one = replace(config, cache=replace(config.cache, slots=1))
+        left = self.fast_limit_bytes - self.footprint(with_one).fast_bytes + one
         return max(0, min(self.model.n_expert, int(left * share) // one))
 
     def excess_bytes(self, config: EngineConfig) -> tuple[int, int]:

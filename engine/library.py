@@ -143,6 +143,7 @@ class HotCache:
             "bytes": knobs.budget_bytes,
             "slots": knobs.slots,
         }
+        self.set("workload", "")  # the last profile's, which the next one may not have
         for key, value in settings.items():
             self.set(key, str(value))
         self._lib.hotcache_clear()

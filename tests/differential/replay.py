@@ -18,11 +18,12 @@ from typing import Any
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+import psutil
 from machine import Machine
 from scenario import Scenario
 
 from moetune.engine import library
-from moetune.engine.config import EngineConfig
+from moetune.engine.config import CacheKnobs, EngineConfig
 from moetune.engine.emulator import library_path, parse_emulated
 from moetune.engine.measurement import CacheCounters
 from moetune.engine.model_handle import ModelHandle
@@ -233,6 +234,11 @@ class Replay:
         if self._cache is not None:
             self._cache.set(key, value)
 
+    def apply(self, routing: str, workload: str) -> None:
+        """Everything that a trial of the search sets at once."""
+        if self._cache is not None:
+            self._cache.apply(CacheKnobs(slots=6, routing=routing, workload=workload))
+
     def try_set(self, key: str, value: str) -> None:
         """As `set`, for values that may be refused."""
         if self._cache is not None:
@@ -402,9 +408,16 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
             "answers": replay.answers,
             "slot_bytes": [*replay.slot_bytes, cache.slot_bytes() if cache is not None else 0],
             "machine": machine.since(before) if machine else {},
+            "resident_bytes": resident_bytes(),
         }
         answer(json.dumps(report))
     loaded.close()
+
+
+def resident_bytes() -> int:
+    """Of this process, without what its allocator keeps for later: that grows with llama.cpp alone, by its habits."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(psutil.Process().memory_info().rss)
 
 
 def register(fast_tier: str | None, emulated: str | None) -> Cache | None:

@@ -44,12 +44,6 @@ class Replayer:
         finally:
             out.unlink(missing_ok=True)
 
-    @property
-    def pid(self) -> int:
-        """Of the process that replayed last."""
-        assert self._process is not None
-        return self._process.pid
-
     def said(self, beginning: str) -> str:
         """What the process has logged, from the first line with this beginning on."""
         lines = list(self._said)

@@ -73,6 +73,7 @@ class Outcome:
 
     failures: decodes that were refused. answers: what the cache said to each `try_set`, empty where it agreed.
     slot_bytes: held at the end, after each `look` before. machine: the emulator's counters, if there is one.
+    resident_bytes: of the process, after the context was freed.
     """
 
     logits: np.ndarray
@@ -82,6 +83,7 @@ class Outcome:
     answers: tuple[str, ...]
     slot_bytes: tuple[int, ...]
     machine: dict[str, int]
+    resident_bytes: int
 
     @staticmethod
     def read(logits: Path, line: str) -> "Outcome":

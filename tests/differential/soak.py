@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from replayer import Replayer
 from scenario import Scenario, Step, kl_divergence
 
@@ -52,7 +51,7 @@ SETTINGS = {
 }
 CONTEXT_TOKENS = 1024
 KLD_LIMIT = 1e-4
-# Of resident memory over the whole run: what allocators keep varies by less, a leak of a page a round adds up to more.
+# Of resident memory over the whole run: it varies by less, a leak of a few pages a round adds up to more.
 SETTLING_ROUNDS = 20
 MOST_GROWTH_BYTES = 24 << 20
 
@@ -65,22 +64,22 @@ class Tally:
     rows: int = 0
     settings_changed: int = 0
     refused_decodes: int = 0
-    rounds_not_bit_equal: int = 0
+    not_bit_equal: list[str] = field(default_factory=list)
     worst_kld: float = 0.0
     hits: int = 0
     misses: int = 0
     promotions: int = 0
     wrong: list[str] = field(default_factory=list)
-    rss_bytes: list[int] = field(default_factory=list)
+    resident_bytes: list[int] = field(default_factory=list)
 
     def growth_bytes(self) -> int:
         """Of the resident memory: the median of the last quarter over that of the second. The first rounds touch
         memory for the first time; a run that hardly has others says nothing.
         """
-        quarter = len(self.rss_bytes) // 4
+        quarter = len(self.resident_bytes) // 4
         if quarter < SETTLING_ROUNDS:
             return 0
-        second, last = self.rss_bytes[quarter : 2 * quarter], self.rss_bytes[-quarter:]
+        second, last = self.resident_bytes[quarter : 2 * quarter], self.resident_bytes[-quarter:]
         return int(statistics.median(last) - statistics.median(second))
 
 
@@ -178,13 +177,13 @@ def play(tally: Tally, scenario: Scenario, stock: Replayer, cached: Replayer, ti
         tally.misses += int(got.counters["misses"])
         tally.promotions += int(got.counters["promotions"])
     if expected.logits.shape != got.logits.shape or not (expected.logits == got.logits).all():
-        tally.rounds_not_bit_equal += 1
+        tally.not_bit_equal.append(scenario.to_json())
         same_shape = expected.logits.shape == got.logits.shape
         divergence = kl_divergence(expected.logits, got.logits) if same_shape else float("inf")
         tally.worst_kld = max(tally.worst_kld, divergence)
         if tier == "CPU" or not divergence < KLD_LIMIT:
             tally.wrong.append(scenario.to_json())
-    tally.rss_bytes.append(psutil.Process(cached.pid).memory_info().rss)
+    tally.resident_bytes.append(got.resident_bytes)
     return got.machine.get("vram_used_bytes", 0)
 
 
@@ -210,12 +209,12 @@ def main() -> int:
         stock.close()
         cached.close()
     grown = tally.growth_bytes() > MOST_GROWTH_BYTES or vram_growth_bytes > 0
-    report = {key: value for key, value in vars(tally).items() if key != "rss_bytes"} | {
+    report = {key: value for key, value in vars(tally).items() if key != "resident_bytes"} | {
         "minutes": round((time.monotonic() - started) / 60, 2),
         "tier": options.tier,
         "seed": options.seed,
-        "rss_mib": [round(tally.rss_bytes[at] / 2**20, 1) for at in (0, len(tally.rss_bytes) // 2, -1)],
-        "rss_growth_mib": round(tally.growth_bytes() / 2**20, 1),
+        "resident_mib": [round(tally.resident_bytes[at] / 2**20, 1) for at in (0, tally.rounds // 2, -1)],
+        "resident_growth_mib": round(tally.growth_bytes() / 2**20, 1),
         "vram_growth_bytes": vram_growth_bytes,
     }
     print(json.dumps(report, indent=2))

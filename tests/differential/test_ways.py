@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from replayer import Replayer, Run
-from scenario import Scenario, assert_same_bits, assert_same_distribution
+from scenario import Scenario, assert_same_bits, assert_same_distribution, assert_worked
 
 from moetune.engine.routing import RoutedLayer, Routing, WorkloadRouting
 from moetune.engine.routing_file import encode
@@ -96,6 +96,21 @@ def test_recorded_routing_fills_the_slots_and_spreads_them(
     assert seeded.counters["promotions"] > 0
     assert seeded.fewest_slots < 6
     assert_same_bits(stock(scenario), seeded)
+
+
+def test_another_profile_may_lack_the_last_ones_workload(
+    model_of: Callable[..., str], stock: Run, cached: Run, tmp_path: Path
+) -> None:
+    """Trials with recorded routing follow one another in one process."""
+    layers = tuple(RoutedLayer(index=i, n_expert=16, n_used=4) for i in range(4))
+    ids = tuple(np.tile(np.arange(4, dtype="u1"), (20, 1)) for _ in layers)
+    for name in ("mail", "code"):
+        (tmp_path / name).write_bytes(encode(Routing("0" * 32, layers, (WorkloadRouting(name, ids),))))
+    used = [("apply", str(tmp_path / name), name) for name in ("mail", "code")]
+    scenario = Scenario(model_of("qwen3moe"), (used[0], ("decode", 6), used[1], ("decode", 6)))
+    outcome = cached(scenario)
+    assert_worked(outcome)
+    assert_same_bits(stock(scenario), outcome)
 
 
 def test_the_guard_switches_off_what_does_not_pay(model_of: Callable[..., str], stock: Run, tmp_path: Path) -> None:

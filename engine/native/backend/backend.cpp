@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <exception>
 #include <optional>
 #include <set>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -80,7 +80,8 @@ class Backend final : public Guest {
 
     ggml_status compute(ggml_cgraph * graph, ggml_backend_buffer_type_t expert_buft) {
         const auto ffn = recognise(*graph, expert_buft);
-        if (ffn && begins_step(*ffn)) { engine_.tend(); }
+        step_begins_ = ffn && begins_step(*ffn);
+        if (step_begins_) { engine_.tend(); }
         const auto in_use = engine_.use();
         renew();
         struct Split {
@@ -176,16 +177,15 @@ class Backend final : public Guest {
     // A step begins where the layers' numbers go back, or one comes again. Not with a certain layer: any may stop being
     // recognised, by an adapter or an observer, and the last one of a prompt has only the rows that are asked for.
     bool begins_step(const RoutedFfn & ffn) const {
-        return layers_of_step_.empty() || layers_of_step_.count(ffn.key()) > 0 || layer_number(ffn.key()) < last_number_;
+        return ffn.key() == first_of_step_ || ffn.key() == last_seen_ || layer_number(ffn.key()) < last_number_;
     }
 
     Guard::Kind kind_of_step(const RoutedFfn & ffn, Layer & layer, const Settings & settings) {
-        const bool begins = begins_step(ffn);
-        if (begins) { layers_of_step_.clear(); }
-        layers_of_step_.insert(ffn.key());
-        last_number_ = layer_number(ffn.key());
+        last_seen_ = ffn.key();
+        last_number_ = layer.index();
         buffers_.insert(ffn.key()->buffer);
-        if (begins) {
+        if (step_begins_) {
+            first_of_step_ = ffn.key();
             layer_in_step_ = 0;
             layer_is_open_ = false;  // what came after the last layer is not the model's alone
             if (!guard_.pays() && !engine_.paused(ffn.key()->buffer)) { guard_.retry(); }
@@ -446,8 +446,9 @@ class Backend final : public Guest {
     // Of the step being computed.
     Guard guard_;
     Guard::Kind step_ = Guard::Kind::cached;
-    std::unordered_set<const ggml_tensor *> layers_of_step_;
-    int last_number_ = -1;
+    const ggml_tensor * first_of_step_ = nullptr;
+    const ggml_tensor * last_seen_ = nullptr;
+    int last_number_ = INT_MAX;  // of the layer last seen
     std::set<ggml_backend_buffer_t> buffers_;  // of the model's experts
     int layer_in_step_ = 0;
     bool layer_is_open_ = false;
@@ -457,6 +458,7 @@ class Backend final : public Guest {
     int stream_failures_ = 0;  // in a row
 
     // Of the split being computed.
+    bool step_begins_ = false;
     std::vector<Pair> hot_pairs_;
     std::vector<Pair> cold_pairs_;
     std::vector<int32_t> slots_;           // by expert, when it was started ahead

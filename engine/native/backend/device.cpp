@@ -178,12 +178,12 @@ Resident & resident_of(ggml_backend_buffer_t buffer) {
     return r.residents.at(buffer->buft->device);
 }
 
-// Access from outside any stream waits for what this backend has left unfinished on one.
 ggml_status resident_init(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     registration().engine.note_allocation();
     const auto init = resident_of(buffer).buffer_interface.init_tensor;
     return init == nullptr ? GGML_STATUS_SUCCESS : init(buffer, tensor);
 }
+// Access from outside any stream waits for what this backend has left unfinished on one.
 void resident_memset(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size_bytes) {
     registration().engine.settle();
     resident_of(buffer).buffer_interface.memset_tensor(buffer, tensor, value, offset, size_bytes);

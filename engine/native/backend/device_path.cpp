@@ -24,12 +24,6 @@ bool on_device(const ggml_tensor * tensor) {
     return owner->buffer != nullptr && !ggml_backend_buffer_is_host(owner->buffer) && tensor->data != nullptr;
 }
 
-bool apart(const ggml_tensor * a, const ggml_tensor * b) {
-    const auto * a_begin = static_cast<const char *>(a->data);
-    const auto * b_begin = static_cast<const char *>(b->data);
-    return a_begin + ggml_nbytes(a) <= b_begin || b_begin + ggml_nbytes(b) <= a_begin;
-}
-
 bool lone_accelerator() {
     int accelerators = 0;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -57,7 +51,7 @@ class DevicePath final : public DataPath {
     bool start_ahead(const ggml_cgraph & graph, const RoutedFfn & ffn, const Layer & layer,
                      const std::vector<int32_t> & slots) override {
         if (borrowed_ == nullptr || routed_ == nullptr || ffn.first != 0 || ffn.n_tokens() != 1 ||
-            ffn.ids->nb[0] != sizeof(int32_t) || !apart(ffn.x, ffn.out) || !apart(ffn.ids, ffn.out)) {
+            ffn.ids->nb[0] != sizeof(int32_t) || overlap(ffn.x, ffn.out) || overlap(ffn.ids, ffn.out)) {
             return false;
         }
         AheadChain * chain = ahead_chains_.get(graph, ffn, static_cast<size_t>(ffn.n_used()), [&] {
@@ -184,16 +178,13 @@ class DevicePath final : public DataPath {
         ggml_backend_tensor_get_async(down, ffn.x, x_.data(), 0, x_.size());
     }
 
-    bool run_head(const ggml_cgraph & graph, const RoutedFfn & ffn) {
-        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);
-        return head.n_nodes == 0 || ggml_backend_graph_compute_async(stream(), &head) == GGML_STATUS_SUCCESS;
-    }
-
     ggml_status run_chains(const ggml_cgraph & graph, const RoutedFfn & ffn, DeviceChain * hot,
                            const std::vector<Pair> & hot_pairs, HostChain * cold, const std::vector<Pair> & cold_pairs,
                            StepTimes & times) {
-        if (!ahead_ && !run_head(graph, ffn)) { return GGML_STATUS_FAILED; }
         ggml_status status = GGML_STATUS_SUCCESS;
+        ggml_cgraph head = ggml_abi::slice(graph, 0, ffn.first);  // empty where pairs were started ahead
+        if (head.n_nodes > 0) { status = ggml_backend_graph_compute_async(stream(), &head); }
+        if (status != GGML_STATUS_SUCCESS) { return status; }
 
         // The output may have the input's memory: the input is read before anything is written.
         if (cold != nullptr && !x_is_here_) {

@@ -104,10 +104,12 @@ class Engine {
     // While a model loads: llama.cpp asks whether this weight could lie in the plugin's host memory.
     void note_question(const ggml_tensor * weight);
 
-    // A tensor of some context's graph was given memory in the fast device.
-    // That memory was refused: gives slots back to make room for it, as far as there are any.
+    // Memory of the fast device was refused to a context's graph: gives slots back to make room for it, as far as there
+    // are any.
     void make_room(size_t bytes);
+    // A tensor of some context's graph was given memory in the fast device.
     void note_allocation() { allocations_.fetch_add(1, std::memory_order_relaxed); }
+    // How often that happened.
     int64_t allocations() const { return allocations_.load(std::memory_order_relaxed); }
 
     // Whether a new context's splits should stay in the fast device's memory.

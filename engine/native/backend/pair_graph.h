@@ -68,6 +68,13 @@ struct PairGraph {
 bool add_pair_nodes(ggml_context * ctx, const ggml_cgraph & graph, const RoutedFfn & ffn, const WeightOf & weight_of,
                     ggml_backend_t checked, PairGraph & pairs);
 
+// Whether writing to one writes to the other.
+inline bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const auto * a_at = static_cast<const char *>(a->data);
+    const auto * b_at = static_cast<const char *>(b->data);
+    return a_at < b_at + ggml_nbytes(b) && b_at < a_at + ggml_nbytes(a);
+}
+
 // `here`, a tensor of a chain, gets the memory of `there`, one of the split.
 void stand_for(ggml_tensor * here, const ggml_tensor * there);
 

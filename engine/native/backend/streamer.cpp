@@ -13,12 +13,6 @@ namespace {
 // More pairs in one chain only cost memory for what lies between its operations.
 constexpr size_t most_pairs = 512;
 
-bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    const auto * a_at = static_cast<const char *>(a->data);
-    const auto * b_at = static_cast<const char *>(b->data);
-    return a_at < b_at + ggml_nbytes(b) && b_at < a_at + ggml_nbytes(a);
-}
-
 }  // namespace
 
 bool Streamer::lay_out(Stage & stage, const RoutedFfn & ffn) {
