@@ -4,7 +4,8 @@ One process holds the cache from beginning to end. Each round it decodes random 
 settings set between tokens, contexts shifted and reopened, tokens aborted and, on the emulated accelerator, faults;
 stock llama.cpp decodes the same tokens in another process. Nothing may differ, and nothing may grow.
 
-Prints what happened as JSON and exits with 1 when a logit differed, or memory grew.
+Prints what happened as JSON and, on standard error, every round that is not equal bit for bit. Exits with 1 when a
+logit differed, or memory grew.
 """
 
 import argparse
@@ -64,7 +65,7 @@ class Tally:
     rows: int = 0
     settings_changed: int = 0
     refused_decodes: int = 0
-    not_bit_equal: list[str] = field(default_factory=list)
+    rounds_not_bit_equal: int = 0
     worst_kld: float = 0.0
     hits: int = 0
     misses: int = 0
@@ -177,7 +178,8 @@ def play(tally: Tally, scenario: Scenario, stock: Replayer, cached: Replayer, ti
         tally.misses += int(got.counters["misses"])
         tally.promotions += int(got.counters["promotions"])
     if expected.logits.shape != got.logits.shape or not (expected.logits == got.logits).all():
-        tally.not_bit_equal.append(scenario.to_json())
+        tally.rounds_not_bit_equal += 1
+        print(f"not bit-equal, round {tally.rounds}: {scenario.to_json()}", file=sys.stderr, flush=True)
         same_shape = expected.logits.shape == got.logits.shape
         divergence = kl_divergence(expected.logits, got.logits) if same_shape else float("inf")
         tally.worst_kld = max(tally.worst_kld, divergence)
