@@ -70,12 +70,11 @@ class Display:
         self._print(f"{self._phase} {count} {self._current}: {outcome}{self._mark}")
         self._refresh()
 
-    def duel_progress(self, done: int, total: int) -> None:
-        """Measurements of the side-by-side."""
-        self._done += 1
-        self._current = f"measurement {done} of {total}"
-        if self._live is None and done == total:
-            self._print(f"{self._phase}: {total} measurements{self._mark}")
+    def race_progress(self, standing: str) -> None:
+        """A round begins."""
+        self._current = standing
+        if self._live is None:
+            self._print(f"{self._phase}: {standing}{self._mark}")
         self._refresh()
 
     def _print(self, text: str) -> None:

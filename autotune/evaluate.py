@@ -1,17 +1,20 @@
 """Measures one configuration and keeps what came of it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from moetune.autotune.events import SearchEvents
 from moetune.autotune.memory import MemoryModel
+from moetune.autotune.noise import Noise
 from moetune.autotune.record import NotLaunched, Origin, Outcome, TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
 from moetune.autotune.study import Study
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Runner, Trace
+from moetune.hardware.conditions import Conditions, read_conditions
 
 # A disk or network share that gives less is too slow to search on.
 _SLOWEST_LOAD_BYTES_S = 50e6
@@ -19,7 +22,10 @@ _SLOWEST_LOAD_BYTES_S = 50e6
 
 @dataclass
 class Session:
-    """One search under way. memory learns from every trial; everything else stays as it was given."""
+    """One search under way. memory learns from every trial; everything else stays as it was given.
+
+    conditions: reads whether the machine keeps still. noise: of the machine, once it has been measured.
+    """
 
     request: SearchRequest
     space: Space
@@ -28,9 +34,12 @@ class Session:
     trace: Trace
     events: SearchEvents
     memory: MemoryModel
+    conditions: Callable[[], Conditions] = field(default=read_conditions)
     clock: Callable[[], float] = field(default=time.monotonic)
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
+        self._began_s = self.clock()
         for record in self.study.records:
             self._learn(record.config, record.outcome)
 
@@ -52,6 +61,11 @@ class Session:
     def longest_s(self) -> float:
         """The whole allowance: for what must be measured however slow it is."""
         return self.request.longest_trial_s + self.space.model.file_bytes / _SLOWEST_LOAD_BYTES_S
+
+    def time_left_s(self) -> float:
+        """Of the budget; infinite without one."""
+        budget_s = self.request.budget_s
+        return math.inf if budget_s is None else budget_s - (self.clock() - self._began_s)
 
     def time_limit_s(self) -> float:
         """A multiple of the incumbent's wall time; the whole allowance until there is one."""
@@ -118,7 +132,11 @@ class Session:
         """The objective: seconds for one request of the measured shape."""
         if not isinstance(outcome, Measurement):
             return None
-        return outcome.turn_s(len(self.trace.prompt_tokens), len(self.trace.reply_tokens))
+        return self.turn_of(outcome)
+
+    def turn_of(self, measured: Measurement) -> float:
+        """The same of a measurement."""
+        return measured.turn_s(len(self.trace.prompt_tokens), len(self.trace.reply_tokens))
 
     def _learn(self, config: EngineConfig, outcome: Outcome) -> None:
         # A trial that held fewer slots than planned says nothing about what the plan would have cost.

@@ -14,14 +14,15 @@ class Phase(StrEnum):
     BASELINES = "baselines"
     TRIALS = "trials"
     CONFIRM = "baselines again"
-    DUEL = "side by side"
+    NOISE = "noise"
+    RACE = "race"
 
 
 class SearchEvents(Protocol):
     """Observes a search; must not raise."""
 
     def phase(self, phase: Phase, total: int) -> None:
-        """A part begins; `total` trials, or measurements in the duel, are expected at most; 0: nobody knows."""
+        """A part begins; `total` trials are expected at most; 0: nobody knows."""
 
     def note(self, text: str) -> None:
         """Something worth a line: why a knob is absent, that a search was resumed."""
@@ -32,8 +33,8 @@ class SearchEvents(Protocol):
     def trial_finished(self, record: TrialRecord, best: TrialRecord | None, baseline: TrialRecord | None) -> None:
         """It is done; the best trial of all and the best baseline so far."""
 
-    def duel_progress(self, done: int, total: int) -> None:
-        """So many of a duel's measurements are done."""
+    def race_progress(self, standing: str) -> None:
+        """A round of the race, or of the A/A comparison before it, begins."""
 
 
 class Silent:
@@ -51,5 +52,5 @@ class Silent:
     def trial_finished(self, record: TrialRecord, best: TrialRecord | None, baseline: TrialRecord | None) -> None:
         pass
 
-    def duel_progress(self, done: int, total: int) -> None:
+    def race_progress(self, standing: str) -> None:
         pass

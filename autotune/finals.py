@@ -1,13 +1,29 @@
-"""Who duels whom, and in which order."""
+"""Who races whom."""
 
-from moetune.autotune.duel import BLOCK, Duel, fight
 from moetune.autotune.evaluate import Session
+from moetune.autotune.noise import Noise, measure_noise
+from moetune.autotune.race import ROUND, Race, Round, Track, race
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
 
-# Screening noise: a candidate this much slower than the baseline in its one trial may still be the faster one.
-_SCREENING_NOISE = 1.02
+# Screening noise where nothing is known of it: a candidate this much slower in its one trial may still be faster.
+_SCREENING_NOISE = 0.02
+_STANDARD_ERRORS = 2.0
+
+
+def calibrate(session: Session) -> Noise | None:
+    """Race the best baseline against itself, and say what can be told from noise on this machine."""
+    baseline = session.best_baseline
+    if baseline is None:
+        return None
+    noise = measure_noise(baseline.config, _track(session), session.request.rules, _earlier(session))
+    if noise is not None:
+        session.events.note(
+            f"Noise: {noise.within:.1%} within a process, {noise.between:.1%} between processes; the race can tell "
+            f"effects from {noise.smallest_effect:.1%} on."
+        )
+    return noise
 
 
 def finalists(session: Session) -> tuple[TrialRecord, ...]:
@@ -15,46 +31,50 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     baseline = session.best_baseline
     if baseline is None or baseline.turn_s is None:
         return ()
-    bar = baseline.turn_s * _SCREENING_NOISE
+    noise = max(_SCREENING_NOISE, _STANDARD_ERRORS * session.noise.of_one if session.noise else 0.0)
+    bar = baseline.turn_s * (1 + noise)
     baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
     rivals = [r for r in session.study.records if r.config not in baselines and r.turn_s is not None]
     rivals.sort(key=lambda record: (record.turn_s, record.number))
     return tuple(r for r in rivals if r.turn_s is not None and r.turn_s <= bar)[: session.request.finalists]
 
 
-def run_finals(session: Session) -> tuple[Duel, ...]:
-    """Duel the finalists one after the other until one wins; every block is kept in the study.
+def run_finals(session: Session) -> Race | None:
+    """Race the finalists against the best baseline; every round is kept in the study.
 
-    A duel fought in an earlier run of the same study stands: fighting again until the outcome pleases would name false
+    What was raced in an earlier run of the same study stands: racing again until the outcome pleases would name false
     winners.
     """
-    baseline = session.best_baseline
-    rivals = finalists(session)
-    earlier = [BLOCK.validate_json(block) for block in session.study.blocks]
-    duels: list[Duel] = []
-    for rival in rivals:
-        if baseline is None:
-            break
-        duel = fight(
-            baseline.name,
-            baseline.config,
-            rival.config,
-            measure=lambda config: _measure(session, config),
-            turn_s=lambda m: m.turn_s(len(session.trace.prompt_tokens), len(session.trace.reply_tokens)),
-            blocks=session.request.duel_blocks,
-            margin=session.request.margin,
-            comparisons=len(rivals),
-            progress=session.events.duel_progress,
-            earlier=[b for b in earlier if (b.baseline_config, b.candidate_config) == (baseline.config, rival.config)],
-            keep=lambda block: session.study.keep_block(BLOCK.dump_json(block).decode()),
-        )
-        duels.append(duel)
-        if duel.won:
-            break
-    return tuple(duels)
+    baseline, rivals = session.best_baseline, finalists(session)
+    if baseline is None or not rivals:
+        return None
+    return race(
+        baseline.name,
+        baseline.config,
+        [rival.config for rival in rivals],
+        track=_track(session),
+        rules=session.request.rules,
+        earlier=_earlier(session),
+    )
+
+
+def _earlier(session: Session) -> list[Round]:
+    return [ROUND.validate_json(block) for block in session.study.blocks]
+
+
+def _track(session: Session) -> Track:
+    return Track(
+        measure=lambda config: _measure(session, config),
+        turn_s=session.turn_of,
+        refresh=session.runner.close,
+        conditions=session.conditions,
+        keep=lambda entry: session.study.keep_block(ROUND.dump_json(entry).decode()),
+        progress=session.events.race_progress,
+        may_go_on=lambda: session.time_left_s() > 0,
+    )
 
 
 def _measure(session: Session, config: EngineConfig) -> Measurement | Failed:
-    """Once more after a failure: a single stray one in a dozen fresh launches must not void the whole duel."""
+    """Once more after a failure: a single stray one in a dozen fresh launches must not void the whole race."""
     outcome = session.measure(config, session.longest_s)
     return session.measure(config, session.longest_s) if isinstance(outcome, Failed) else outcome

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetune.autotune.race import Rules
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
 
@@ -14,10 +15,11 @@ class SearchRequest:
     """One search.
 
     device: ggml name of the fast tier, None to choose, "none" for plain CPU. n_trials: sampled and seeded
-    configurations, baselines and the duel not counted. finalists: candidates that may duel the best baseline.
+    configurations, baselines and the race not counted. budget_s: wall-clock seconds for all of it, None for no limit.
+    patience: trials without a better one that end the sampling. finalists: candidates that may race the best baseline.
     passes: timed prompt passes a trial. longest_trial_s: the time limit before anything is known; later trials get
-    `incumbent_factor` times the incumbent's wall time and its reload. engine_version: part of the study's key.
-    allow_overcommit: search even where the model is larger than RAM and fast tier together.
+    `incumbent_factor` times the incumbent's wall time and its reload. rules: of the race. engine_version: part of the
+    study's key. allow_overcommit: search even where the model is larger than RAM and fast tier together.
     """
 
     workload: Workload
@@ -31,8 +33,9 @@ class SearchRequest:
     passes: int = 2
     longest_trial_s: float = 900.0
     shortest_limit_s: float = 30.0
-    incumbent_factor: float = 5.0
-    finalists: int = 2
-    duel_blocks: int = 6
-    margin: float = 0.01
+    incumbent_factor: float = 3.0
+    budget_s: float | None = None
+    patience: int = 12
+    finalists: int = 3
+    rules: Rules = Rules()
     allow_overcommit: bool = False

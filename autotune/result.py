@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from moetune.autotune.duel import Duel
+from moetune.autotune.race import Race
 from moetune.autotune.record import TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
@@ -18,7 +18,7 @@ class SearchResult:
     request: SearchRequest
     space: Space
     records: tuple[TrialRecord, ...]
-    duels: tuple[Duel, ...]
+    race: Race | None
     verdict: Verdict
     interrupted: bool
 

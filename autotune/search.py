@@ -1,11 +1,13 @@
 """One search, from a model and a machine to a verdict."""
 
+from collections.abc import Callable
+
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
-from moetune.autotune.duel import Duel
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
-from moetune.autotune.finals import finalists, run_finals
+from moetune.autotune.finals import calibrate, finalists, run_finals
 from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.race import Race
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
@@ -17,11 +19,17 @@ from moetune.autotune.verdict import judge
 from moetune.engine.measurement import Runner
 from moetune.engine.model import Model
 from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.conditions import Conditions, read_conditions
 from moetune.hardware.machine import Machine
 
 
 def search(
-    request: SearchRequest, runner: Runner, machine: Machine, model: Model, events: SearchEvents
+    request: SearchRequest,
+    runner: Runner,
+    machine: Machine,
+    model: Model,
+    events: SearchEvents,
+    conditions: Callable[[], Conditions] = read_conditions,
 ) -> SearchResult:
     """Find the fastest configuration and prove it; Ctrl-C keeps what is measured and returns what is known.
 
@@ -39,18 +47,18 @@ def search(
     with open_study(request.state_dir, _key(request, machine, model, space), space, request.seed) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
-        duels: tuple[Duel, ...] = ()
+        outcome: Race | None = None
         interrupted = False
         try:
-            trace = build_trace(request.workload, shape, runner)
-            session = Session(request, space, study, runner, trace, events, memory)
+            trace = build_trace(request.workload, shape, request.n_ctx, runner)
+            session = Session(request, space, study, runner, trace, events, memory, conditions)
             _baselines(session)
             _trials(session)
-            duels = _finals(session)
+            outcome = _finals(session)
         except KeyboardInterrupt:
             interrupted = True
-        verdict = judge(space, study.records, duels, interrupted=interrupted)
-        return SearchResult(request, space, tuple(study.records), duels, verdict, interrupted)
+        verdict = judge(space, study.records, outcome, interrupted=interrupted)
+        return SearchResult(request, space, tuple(study.records), outcome, verdict, interrupted)
 
 
 def _check_context(request: SearchRequest, model: Model) -> None:
@@ -90,6 +98,8 @@ def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -
 def _baselines(session: Session) -> None:
     session.events.phase(Phase.BASELINES, 0)
     measure_baselines(session)
+    session.events.phase(Phase.NOISE, 0)
+    session.noise = calibrate(session)
 
 
 def _trials(session: Session) -> None:
@@ -102,6 +112,6 @@ def _trials(session: Session) -> None:
     confirm_best_baseline(session)
 
 
-def _finals(session: Session) -> tuple[Duel, ...]:
-    session.events.phase(Phase.DUEL, 2 * session.request.duel_blocks * len(finalists(session)))
+def _finals(session: Session) -> Race | None:
+    session.events.phase(Phase.RACE, 0)
     return run_finals(session)

@@ -18,7 +18,7 @@ from moetune.autotune.space import Params, Space
 _RECORD_ATTR = "record"
 
 _REASON_ATTR = "abandoned"
-_BLOCK_ATTR = "duel-block-"
+_BLOCK_ATTR = "race-round-"
 _RANDOM_TRIALS = 6
 
 
@@ -34,11 +34,14 @@ class Study:
         self._study = study
         self._space = space
         self._open: dict[int, Trial] = {}
-        self.records: list[TrialRecord] = [
-            RECORD.validate_json(trial.user_attrs[_RECORD_ATTR])
+        finished = [
+            trial
             for trial in study.get_trials(deepcopy=False)
             if _RECORD_ATTR in trial.user_attrs and trial.state.is_finished()
         ]
+        # Trials asked for together are run in another order.
+        finished.sort(key=lambda trial: (trial.datetime_complete is None, trial.datetime_complete))
+        self.records = [RECORD.validate_json(trial.user_attrs[_RECORD_ATTR]) for trial in finished]
 
     def ask(self, params: Params | None = None) -> tuple[int, dict[str, int | float | str | bool]]:
         """A new trial's number and its point: `params` when given, else the sampler's choice."""
@@ -72,7 +75,7 @@ class Study:
         self._study.tell(trial, state=TrialState.FAIL)
 
     def keep_block(self, block_json: str) -> None:
-        """Keep the raw samples of one block of a side-by-side."""
+        """Keep the raw samples of one round of a race."""
         self._study.set_user_attr(f"{_BLOCK_ATTR}{len(self.blocks):04d}", block_json)
 
     @property

@@ -9,7 +9,8 @@ from moetune.profiles.workload import Workload
 # Below these a measurement says nothing about a request.
 SMALLEST_PROMPT = 8
 SMALLEST_REPLY = 8
-MOST_WARMUP = 64
+# Hit rate and speed are flat well before, or do not become so.
+MOST_WARMUP = 512
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ def shape_for(workload: Workload, n_ctx: int) -> RequestShape:
     return RequestShape(depth, prompt, reply, scaled=True)
 
 
-def build_trace(workload: Workload, shape: RequestShape, runner: Runner) -> Trace:
-    """Depth, prompt and reply as consecutive stretches of the workload's texts, repeated where they are short."""
+def build_trace(workload: Workload, shape: RequestShape, n_ctx: int, runner: Runner) -> Trace:
+    """Depth, prompt, reply and warm-up as consecutive stretches of the workload's texts, repeated where they are short.
+
+    The warm-up has the room that the context leaves behind the prompt; it stands where the reply does later.
+    """
     tokens = tuple(token for text in workload.texts for token in runner.tokenize(text))
     if not tokens:
         raise MoetuneError(
@@ -50,13 +54,14 @@ def build_trace(workload: Workload, shape: RequestShape, runner: Runner) -> Trac
             "Use another workload, or check that the model has a tokenizer.",
             ExitCode.MODEL,
         )
-    needed = shape.depth_tokens + shape.prompt_tokens + shape.reply_tokens
+    warmup = min(MOST_WARMUP, n_ctx - shape.depth_tokens - shape.prompt_tokens)
+    needed = shape.depth_tokens + shape.prompt_tokens + shape.reply_tokens + warmup
     stretch = (tokens * -(-needed // len(tokens)))[:needed]
     prompt_at, reply_at = shape.depth_tokens, shape.depth_tokens + shape.prompt_tokens
     return Trace(
         name=workload.name,
         depth_tokens=stretch[:prompt_at],
         prompt_tokens=stretch[prompt_at:reply_at],
-        reply_tokens=stretch[reply_at:],
-        warmup_tokens=min(MOST_WARMUP, shape.reply_tokens // 4),
+        reply_tokens=stretch[reply_at : needed - warmup],
+        warmup_tokens=stretch[needed - warmup :],
     )

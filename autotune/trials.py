@@ -3,27 +3,83 @@
 from dataclasses import replace
 
 from moetune.autotune.evaluate import Session, fastest
-from moetune.autotune.record import Origin
+from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
+from moetune.autotune.sequential import FEWEST
+from moetune.engine.config import EngineConfig
 
 # So many proposals in a row that were measured before or cannot fit: the space is as good as used up.
 _MOST_FRUITLESS = 25
+# Proposals asked for at once and run ordered by placement, so that the model is loaded less often.
+_BATCH = 4
 
 
 def measure_trials(session: Session) -> None:
     """Run the trials that are left of `n_trials`; those of an earlier, interrupted search count."""
     _evaluate_seeds(session)
     fruitless = 0
-    while trials_left(session) and fruitless < _MOST_FRUITLESS:
-        number, params = session.study.ask()
-        config = session.space.config_of(params, session.memory)
-        known = session.find(config)
-        if known is not None:
-            session.study.repeat(number, known)
-            fruitless += 1
-        else:
-            launched = session.run(number, config, Origin.SAMPLER).launched
+    while may_try(session) and fruitless < _MOST_FRUITLESS:
+        batch: dict[EngineConfig, int] = {}
+        while len(batch) < min(_BATCH, trials_left(session)) and fruitless < _MOST_FRUITLESS:
+            number, params = session.study.ask()
+            config = session.space.config_of(params, session.memory)
+            known = session.find(config)
+            if known is not None:
+                session.study.repeat(number, known)
+                fruitless += 1
+            elif config in batch:
+                session.study.abandon(number, "proposed twice at once")
+                fruitless += 1
+            else:
+                batch[config] = number
+        for config in _by_placement(session, batch):
+            if not may_try(session):
+                session.study.abandon(batch[config], "not run: the search was over")
+                continue
+            launched = session.run(batch[config], config, Origin.SAMPLER).launched
             fruitless = 0 if launched else fruitless + 1
+
+
+def may_try(session: Session) -> bool:
+    """Whether trials, patience and time are left, with enough of the last for a short race."""
+    return bool(trials_left(session)) and not _out_of_patience(session) and session.time_left_s() > _race_s(session)
+
+
+def trials_left(session: Session) -> int:
+    """How many of `n_trials` are still to run; what never ran costs nothing and does not count."""
+    return max(0, session.request.n_trials - len(_tried(session)))
+
+
+def _tried(session: Session) -> list[TrialRecord]:
+    return [r for r in session.study.records if r.origin is not Origin.BASELINE and r.launched]
+
+
+def _out_of_patience(session: Session) -> bool:
+    """Whether the last `patience` trials brought no gain worth having."""
+    tried = _tried(session)
+    before, late = tried[: -session.request.patience], tried[-session.request.patience :]
+    best, best_late = fastest(before), fastest(late)
+    if best is None or best.turn_s is None:
+        return False
+    gain = 1 + session.request.rules.margin
+    return best_late is None or best_late.turn_s is None or best_late.turn_s * gain > best.turn_s
+
+
+def _race_s(session: Session) -> float:
+    """What a race of the fewest rounds would take now: everybody twice a round, in fresh processes."""
+    best = session.best
+    if session.request.budget_s is None or best is None or best.measurement is None:
+        return 0.0
+    load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
+    contenders = 1 + min(session.request.finalists, len(_tried(session)))
+    return FEWEST * 2 * contenders * (best.wall_s + load_s)
+
+
+def _by_placement(session: Session, batch: dict[EngineConfig, int]) -> list[EngineConfig]:
+    """Those that need no reload first, the rest with their like."""
+    loaded = session.study.records[-1].config.placement if session.study.records else None
+    order = list(dict.fromkeys([loaded, *(config.placement for config in batch)]))
+    return sorted(batch, key=lambda config: order.index(config.placement))
 
 
 def _evaluate_seeds(session: Session) -> None:
@@ -32,7 +88,7 @@ def _evaluate_seeds(session: Session) -> None:
         return
     done = sum(record.origin is Origin.SEED for record in session.study.records)
     for config in seeds(session.space, session.memory)[done : max(1, session.request.n_trials // 2)]:
-        if trials_left(session) and session.find(config) is None:
+        if may_try(session) and session.find(config) is None:
             session.evaluate(config, Origin.SEED)
     _evaluate_combination(session)
 
@@ -41,7 +97,7 @@ def _evaluate_combination(session: Session) -> None:
     """The best configuration so far with whatever helped stock llama.cpp by itself: threads, batch, KV types."""
     best = session.best
     stock = fastest([record for record in session.study.records if record.config.cache is None])
-    if best is None or stock is None or not trials_left(session):
+    if best is None or stock is None or not may_try(session):
         return
     like = stock.config
     combined = replace(
@@ -49,9 +105,3 @@ def _evaluate_combination(session: Session) -> None:
     )
     if session.find(combined) is None and session.memory.fits_fast(combined):
         session.evaluate(combined, Origin.SEED)
-
-
-def trials_left(session: Session) -> int:
-    """How many of `n_trials` are still to run; what never ran costs nothing and does not count."""
-    done = sum(record.origin is not Origin.BASELINE and record.launched for record in session.study.records)
-    return max(0, session.request.n_trials - done)

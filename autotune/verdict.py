@@ -1,13 +1,15 @@
 """How a search ended, as data, and the one honest sentence that says it."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from moetune.autotune.duel import Duel, Interval
 from moetune.autotune.evaluate import fastest
+from moetune.autotune.race import Race, Run, Standing
 from moetune.autotune.reasons import reasons
 from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.sequential import Interval
 from moetune.autotune.space import Space
 from moetune.autotune.words import describe
 from moetune.engine.config import EngineConfig
@@ -16,7 +18,7 @@ from moetune.profiles.schema import Figures
 
 
 class VerdictKind(StrEnum):
-    """What may be claimed. A win exists only after a side-by-side."""
+    """What may be claimed. A win exists only after a race."""
 
     CACHE_WINS = "cache-wins"
     OTHER_SETTING_WINS = "other-setting-wins"
@@ -30,8 +32,8 @@ class VerdictKind(StrEnum):
 class Verdict:
     """config: what to run from now on (the winner, else the best baseline); None when nothing may be said.
 
-    result and baseline: figures of `config` and of the best baseline, from the side-by-side where there was one.
-    rival, rival_figures: the best candidate when it did not win its side-by-side. cache_idle: why the cache took no
+    result and baseline: figures of `config` and of the best baseline, from the race where there was one.
+    rival, rival_figures: the candidate that came closest when none won. cache_idle: why the cache took no
     part, None where it did. emulated: the emulated device's description.
     """
 
@@ -63,40 +65,40 @@ class Verdict:
         return f"{text} (Emulated: {self.emulated}; no real device was measured.)" if self.emulated else text
 
 
-def judge(space: Space, records: list[TrialRecord], duels: tuple[Duel, ...], *, interrupted: bool) -> Verdict:
+def judge(space: Space, records: list[TrialRecord], race: Race | None, *, interrupted: bool) -> Verdict:
     """The verdict over everything measured."""
     emulated = space.tier.description if space.tier is not None and space.tier.emulated else None
     best = fastest(records)
     baseline = fastest([record for record in records if record.origin is Origin.BASELINE])
-    won = next((duel for duel in duels if duel.won), None)
-    fought = [duel for duel in duels if duel.interval is not None]
-    shown = won or max(fought, key=lambda d: d.interval.gain if d.interval else 0.0, default=None)
-    kind = _kind(won, best, baseline, interrupted)
+    won, shown = (race.winner, race.closest) if race else (None, None)
+    kind = _kind(won.config if won else None, best, baseline, interrupted)
     name = baseline.name if baseline is not None else ""
-    config = won.candidate if won else baseline.config if baseline else None
+    config = won.config if won else baseline.config if baseline else None
     cache_won = kind is VerdictKind.CACHE_WINS
-    base_figures = _duel_figures(shown, candidate=False) if shown else _figures(baseline)
+    base_figures = _race_figures(race, race.incumbent) if race and shown else _figures(baseline)
+    shown_figures = _race_figures(race, shown.config) if race and shown else None
     return Verdict(
         kind=kind,
         config=config,
         words=describe(config, space.model.n_layers) if config else "",
-        result=_duel_figures(won, candidate=True) if won else base_figures,
+        result=shown_figures if won else base_figures,
         baseline=base_figures,
         baseline_name=name,
         interval=shown.interval if shown else None,
-        rival=shown.candidate if shown and not won else None,
-        rival_figures=_duel_figures(shown, candidate=True) if shown and not won else None,
+        rival=shown.config if shown and not won else None,
+        rival_figures=shown_figures if not won else None,
         rival_gain=_screening_gain(records, baseline),
-        reasons=(*_duel_failures(duels), *reasons(space, records, name, cache_won)),
+        reasons=(*_race_reasons(race), *reasons(space, records, name, cache_won)),
         cache_idle=space.cache_idle,
         emulated=emulated,
     )
 
 
-def _kind(won: Duel | None, best: TrialRecord | None, baseline: TrialRecord | None, interrupted: bool) -> VerdictKind:
+def _kind(
+    won: EngineConfig | None, best: TrialRecord | None, baseline: TrialRecord | None, interrupted: bool
+) -> VerdictKind:
     if won is not None:
-        cache = won.candidate.cache
-        return VerdictKind.CACHE_WINS if cache is not None and cache.slots else VerdictKind.OTHER_SETTING_WINS
+        return VerdictKind.CACHE_WINS if won.has_slots else VerdictKind.OTHER_SETTING_WINS
     if interrupted:
         return VerdictKind.INTERRUPTED
     if best is None:
@@ -110,9 +112,9 @@ def _figures(record: TrialRecord | None) -> Figures | None:
     return figures_of([record.measurement], [record.turn_s])
 
 
-def _duel_figures(duel: Duel, *, candidate: bool) -> Figures:
-    measured = [block.candidate if candidate else block.baseline for block in duel.blocks]
-    return figures_of(measured, [b.candidate_turn_s if candidate else b.baseline_turn_s for b in duel.blocks])
+def _race_figures(race: Race, config: EngineConfig) -> Figures:
+    runs: list[Run] = race.runs_of(config)
+    return figures_of([run.measurement for run in runs], [run.turn_s for run in runs])
 
 
 def figures_of(measured: list[Measurement], turns_s: list[float]) -> Figures:
@@ -134,8 +136,13 @@ def _screening_gain(records: list[TrialRecord], baseline: TrialRecord | None) ->
     return baseline.turn_s / rival.turn_s
 
 
-def _duel_failures(duels: tuple[Duel, ...]) -> tuple[str, ...]:
-    return tuple(duel.failure for duel in duels if duel.failure)
+def _race_reasons(race: Race | None) -> tuple[str, ...]:
+    """Why the race names nobody; candidates that failed or stall are named."""
+    if race is None or race.winner is not None:
+        return ()
+    failed = [f"a candidate failed: {arm.detail}" for arm in race.arms if arm.standing is Standing.FAILED]
+    stalls = [str(arm.standing) for arm in race.arms if arm.standing is Standing.STALLS]
+    return (*dict.fromkeys([*failed, *stalls]), *([race.stopped] if race.stopped else []))
 
 
 # A candidate that looks faster than this and is not proven needs a word on why it does not count.
@@ -148,12 +155,13 @@ def _because(verdict: Verdict) -> str:
 
 
 def _range(interval: Interval) -> str:
-    return f"{interval.low:.2f}–{interval.high:.2f}"
+    high = "" if math.isinf(interval.high) else f"{interval.high:.2f}"
+    return f"{interval.low:.2f}–{high}"
 
 
 def _win(verdict: Verdict) -> str:
     if verdict.interval is None or verdict.result is None or verdict.baseline is None:
-        raise ValueError("a win needs its side-by-side")
+        raise ValueError("a win needs its race")
     return (
         f"The best configuration ({verdict.words}) is {verdict.interval.gain:.2f}× as fast as the best baseline "
         f"({verdict.baseline_name}): {_seconds(verdict.result.turn_s, verdict.baseline.turn_s)} "

@@ -120,6 +120,12 @@ class EngineConfig:
     mmap: bool = True
 
     @property
+    def placement(self) -> tuple[object, ...]:
+        """What needs the model loaded anew when it changes."""
+        placed = (self.device, self.gpu_layers, self.ram_expert_layers, self.repack, self.mmap)
+        return (*placed, self.cache is not None)
+
+    @property
     def has_slots(self) -> bool:
         """Whether hot experts are cached at all."""
         return self.cache is not None and self.cache.on

@@ -12,20 +12,21 @@ from moetune.engine.config import EngineConfig
 class Trace:
     """The fixed tokens every configuration is measured on, so that routing is the same and comparisons are paired.
 
-    depth_tokens are put into the KV cache untimed; prompt_tokens are timed as pp; reply_tokens are decoded one by one,
-    teacher-forced, and timed as tg after the first `warmup_tokens` of them.
+    depth_tokens are put into the KV cache untimed; prompt_tokens are timed as pp. Then, teacher-forced and one by one:
+    warmup_tokens, other text, until speed and hit rate are flat; and, in their place, reply_tokens, timed as tg.
     """
 
     name: str
     depth_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
     reply_tokens: tuple[int, ...]
-    warmup_tokens: int
+    warmup_tokens: tuple[int, ...]
 
     @property
     def n_ctx_needed(self) -> int:
         """Positions the trace occupies."""
-        return len(self.depth_tokens) + len(self.prompt_tokens) + len(self.reply_tokens)
+        tail = max(len(self.reply_tokens), len(self.warmup_tokens))
+        return len(self.depth_tokens) + len(self.prompt_tokens) + tail
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Measurement:
     pp_samples_s: seconds of each timed prompt pass (n_prompt tokens each). tg_samples_s: seconds of each timed decoded
     token. fast_bytes: device memory in use by the model, its context and the slots; slots: slots a layer really held,
     which is fewer than asked for when the fast tier was too small. load_s: seconds a (re)load cost, 0 when none.
+    warmup_samples_s: seconds of each token before that, from empty slots on. steady: these ended flat.
     """
 
     n_prompt: int
@@ -82,6 +84,8 @@ class Measurement:
     slots: int
     counters: CacheCounters | None
     load_s: float
+    warmup_samples_s: tuple[float, ...] = ()
+    steady: bool = True
 
     @property
     def pp_tps(self) -> float:
@@ -96,6 +100,11 @@ class Measurement:
     def turn_s(self, prompt_tokens: int, reply_tokens: int) -> float:
         """Seconds for one request of `prompt_tokens` in and `reply_tokens` out at the measured depth."""
         return prompt_tokens / self.pp_tps + reply_tokens / self.tg_tps
+
+    def cold_turn_s(self, prompt_tokens: int, reply_tokens: int) -> float:
+        """The same for the very first request, from empty slots on."""
+        first_s = (*self.warmup_samples_s, *self.tg_samples_s)[:reply_tokens]
+        return prompt_tokens / self.pp_tps + reply_tokens * sum(first_s) / len(first_s)
 
 
 class FailureReason(StrEnum):
@@ -132,4 +141,4 @@ class Runner(Protocol):
         """Tokens of `text` in the model's vocabulary, without special tokens."""
 
     def close(self) -> None:
-        """End the engine process."""
+        """End the engine process; the next call starts a fresh one."""

@@ -23,6 +23,7 @@ from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
+from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
 from moetune.errors import MoetuneError
 
 
@@ -126,11 +127,13 @@ class Worker:
                 model.clear()
                 model.decode(trace.depth_tokens)
             pp_samples_s.append(model.timed_decode(trace.prompt_tokens))
-        for token in trace.reply_tokens[: trace.warmup_tokens]:
-            model.decode([token])
+        warmup_samples_s, steady = self._warm_up(model, trace.warmup_tokens)
+        if not model.forget_from(depth + len(trace.prompt_tokens)):
+            model.clear()
+            model.decode((*trace.depth_tokens, *trace.prompt_tokens))
         if self._cache is not None:
             self._cache.reset_counters()
-        tg_samples_s = [model.timed_decode([token]) for token in trace.reply_tokens[trace.warmup_tokens :]]
+        tg_samples_s = [model.timed_decode([token]) for token in trace.reply_tokens]
         layers = self._cache.layers() if self._cache is not None else []
         used_bytes = library.device_used_bytes(config.device) - self._used_before_bytes if config.device else 0
         return Measurement(
@@ -141,7 +144,23 @@ class Worker:
             slots=min((state.n_slots for state in layers), default=0),
             counters=library.total(layers),
             load_s=0.0,
+            warmup_samples_s=tuple(warmup_samples_s),
+            steady=steady,
         )
+
+    def _warm_up(self, model: ModelHandle, tokens: tuple[int, ...]) -> tuple[list[float], bool]:
+        """Seconds of each token until speed and hit rate are flat, and whether they became so."""
+        steadiness = Steadiness()
+        samples_s: list[float] = []
+        for start in range(0, len(tokens) - WINDOW_TOKENS + 1, WINDOW_TOKENS):
+            if self._cache is not None:
+                self._cache.reset_counters()
+            samples_s += [model.timed_decode([token]) for token in tokens[start : start + WINDOW_TOKENS]]
+            counters = library.total(self._cache.layers()) if self._cache is not None else None
+            steadiness.add(sum(samples_s[start:]), counters.hit_rate if counters else None)
+            if steadiness.reached:
+                return samples_s, True
+        return samples_s, False
 
     def _generate(self, request: protocol.Generate) -> None:
         model = self._apply(request.config)

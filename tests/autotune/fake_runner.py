@@ -67,11 +67,10 @@ class FakeRunner:
         token_s = self.token_s(config)
         prompt_s = token_s * len(trace.prompt_tokens) / 8 * (512 / config.n_ubatch) ** 0.1
         counters = self._counters(config, len(trace.reply_tokens))
-        timed = len(trace.reply_tokens) - trace.warmup_tokens
         return Measurement(
             n_prompt=len(trace.prompt_tokens),
             pp_samples_s=tuple(self._noisy(prompt_s) for _ in range(passes)),
-            tg_samples_s=(self._noisy(token_s),) * timed,
+            tg_samples_s=(self._noisy(token_s),) * len(trace.reply_tokens),
             fast_bytes=fast_bytes,
             slots=config.cache.slots if config.cache else 0,
             counters=counters,

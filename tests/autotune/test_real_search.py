@@ -11,6 +11,7 @@ from world import WORKLOAD, request_for
 from moetune.autotune import baselines
 from moetune.autotune.display import Display
 from moetune.autotune.memory import MemoryModel
+from moetune.autotune.race import Rules
 from moetune.autotune.record import Origin
 from moetune.autotune.result import SearchResult
 from moetune.autotune.search import search
@@ -37,7 +38,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, Ma
     machine = read_machine(Path(model.path))
     workload = replace(WORKLOAD, depth_tokens=16, prompt_tokens=40, reply_tokens=24)
     request = request_for(
-        folder / "s", workload=workload, n_ctx=256, n_trials=3, duel_blocks=4, passes=1, device="EMU0"
+        folder / "s", workload=workload, n_ctx=256, n_trials=3, rules=Rules(most_rounds=4), passes=1, device="EMU0"
     )
     console = Console(file=io.StringIO())
     with EngineRunner(model.path, emulated) as runner, Display(console, model.n_layers, emulated=True) as display:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from fake_runner import Landscape
 from rich.console import Console
-from world import gpu, machine_with, moe_model, runner_for
+from world import gpu, machine_with, moe_model, runner_for, still
 
 from moetune.autotune.display import Display
-from moetune.autotune.duel import Interval
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.search import search
+from moetune.autotune.sequential import Interval
 from moetune.autotune.table import WIDTH, result_table
 from moetune.autotune.verdict import Verdict, VerdictKind
 from moetune.engine.config import CacheKnobs, EngineConfig
@@ -93,7 +93,7 @@ def test_only_a_proven_win_claims_one(kind: VerdictKind) -> None:
 
 def finished(request: SearchRequest, landscape: Landscape) -> SearchResult:
     with Display(Console(file=io.StringIO()), MODEL.n_layers, emulated=False) as display:
-        return search(request, runner_for(MACHINE, MODEL, landscape), MACHINE, MODEL, display)
+        return search(request, runner_for(MACHINE, MODEL, landscape), MACHINE, MODEL, display, still)
 
 
 def test_the_table_has_every_baseline_and_the_best(request_: SearchRequest) -> None:
@@ -128,7 +128,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(request_: SearchRequ
     """A line a trial with its count, no control characters, and "emulated" beside every figure."""
     out = io.StringIO()
     with Display(Console(file=out, width=200), MODEL.n_layers, emulated=True) as display:
-        search(request_, runner_for(MACHINE, MODEL, Landscape()), MACHINE, MODEL, display)
+        search(request_, runner_for(MACHINE, MODEL, Landscape()), MACHINE, MODEL, display, still)
     lines = out.getvalue().splitlines()
     assert sum(line.startswith("trials [") for line in lines) >= request_.n_trials
     assert all("(emulated)" in line for line in lines if "s a turn" in line)
@@ -140,7 +140,7 @@ def test_progress_on_a_terminal_shows_trial_best_and_time_left(request_: SearchR
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     with Display(console, MODEL.n_layers, emulated=False) as display:
-        search(request_, runner_for(MACHINE, MODEL, Landscape()), MACHINE, MODEL, display)
+        search(request_, runner_for(MACHINE, MODEL, Landscape()), MACHINE, MODEL, display, still)
     text = out.getvalue()
     assert re.search(r"trials \d+ of \d+", text)
     assert "best layer offload (not proven yet)" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_runner import FakeRunner, Landscape
-from world import MIB, dense_model, gpu, machine_with, moe_model, request_for, runner_for
+from world import MIB, dense_model, gpu, machine_with, moe_model, request_for, runner_for, still
 
 from moetune.autotune import baselines
 from moetune.autotune.baselines import LOOKS
@@ -32,7 +32,7 @@ def run(
     request: SearchRequest, landscape: Landscape, machine: Machine = MACHINE, model: Model = MODEL
 ) -> tuple[SearchResult, FakeRunner]:
     runner = runner_for(machine, model, landscape, request.device)
-    return search(request, runner, machine, model, Silent()), runner
+    return search(request, runner, machine, model, Silent(), still), runner
 
 
 def by_name(result: SearchResult, name: str) -> list[EngineConfig]:
@@ -80,7 +80,7 @@ def test_noise_alone_never_wins(tmp_path: Path, seed: int) -> None:
     request = request_for(tmp_path, seed=seed)
     runner = runner_for(MACHINE, MODEL, Landscape(flat_s=0.01, noise=0.03))
     runner.seed = seed
-    result = search(request, runner, MACHINE, MODEL, Silent())
+    result = search(request, runner, MACHINE, MODEL, Silent(), still)
     assert result.verdict.kind is VerdictKind.NO_PROVEN_IMPROVEMENT
 
 
@@ -185,10 +185,12 @@ def test_without_baselines_nothing_is_claimed(request_: SearchRequest) -> None:
 def test_time_limits_follow_the_incumbent(request_: SearchRequest) -> None:
     """Baselines may be as slow as they are; a later trial is cut short at a multiple of the best one."""
     result, runner = run(replace(request_, longest_trial_s=500.0, shortest_limit_s=7.0), Landscape())
-    started = [record.origin for record in result.records if record.measurement is not None]
-    limits = dict(zip(range(len(runner.time_limits_s)), runner.time_limits_s, strict=True))
-    assert all(limits[i] > 500 for i, origin in enumerate(started) if origin is Origin.BASELINE)
-    assert all(limits[i] < 20 for i, origin in enumerate(started) if origin is not Origin.BASELINE)
+    first: dict[EngineConfig, float] = {}
+    for config, limit_s in zip(runner.launched, runner.time_limits_s, strict=True):
+        first.setdefault(config, limit_s)
+    by_origin = [(record.origin, first[record.config]) for record in result.records if record.launched]
+    assert all(limit > 500 for origin, limit in by_origin[:3] if origin is Origin.BASELINE)
+    assert all(limit < 20 for origin, limit in by_origin if origin is not Origin.BASELINE)
 
 
 def test_a_dense_model_is_searched_without_the_cache(request_: SearchRequest) -> None:
@@ -229,7 +231,7 @@ def test_a_model_larger_than_memory_is_never_launched(request_: SearchRequest) -
     machine = machine_with(gpu(500), ram_mib=600)
     runner = runner_for(machine, MODEL, Landscape())
     with pytest.raises(MoetuneError) as caught:
-        search(request_, runner, machine, MODEL, Silent())
+        search(request_, runner, machine, MODEL, Silent(), still)
     assert caught.value.code is ExitCode.MEMORY
     assert runner.launched == []
     result, _ = run(replace(request_, allow_overcommit=True), Landscape(), machine)

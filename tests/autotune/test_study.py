@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from fake_runner import FakeRunner, Landscape
 from optuna.trial import TrialState
-from world import gpu, machine_with, memory_of, moe_model, request_for, runner_for
+from world import gpu, machine_with, memory_of, moe_model, request_for, runner_for, still
 
 from moetune.autotune.baselines import LOOKS
 from moetune.autotune.events import Silent
 from moetune.autotune.journal import exclusive
+from moetune.autotune.noise import ROUNDS
 from moetune.autotune.record import NotLaunched, Origin, TrialRecord, to_optuna
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
@@ -27,10 +28,13 @@ from moetune.profiles.schema import read_profile, to_yaml
 
 MACHINE, MODEL = machine_with(gpu(900)), moe_model()
 LANDSCAPE = Landscape(noise=0.02)
+BASELINES = 4
+# Calls of the engine until the first trial: the baselines, then the best of them four times in each A/A round.
+AFTER_NOISE = BASELINES + 4 * ROUNDS
 
 
 def run(request: SearchRequest, runner: FakeRunner | None = None) -> SearchResult:
-    return search(request, runner or runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, Silent())
+    return search(request, runner or runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, Silent(), still)
 
 
 def interrupted_after(calls: int) -> FakeRunner:
@@ -53,22 +57,22 @@ def journal_of(request: SearchRequest) -> Path:
 
 def test_ctrl_c_keeps_what_was_measured(request_: SearchRequest) -> None:
     """The result has the finished trials, says interrupted, claims nothing and leaves no profile."""
-    result = run(request_, interrupted_after(7))
+    result = run(request_, interrupted_after(AFTER_NOISE + 3))
     assert result.interrupted
-    assert len(result.records) == 7
+    assert len(result.records) == BASELINES + 3
     assert result.verdict.kind is VerdictKind.INTERRUPTED
     assert "nothing is proven" in result.verdict.sentence
     assert profile_of(result, machine_fingerprint="m", machine_label="m", moetune_version="1") is None
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 5, 19])
+@pytest.mark.parametrize("calls", [0, 1, 2, 5, 19, 35])
 def test_the_same_command_goes_on(request_: SearchRequest, calls: int) -> None:
     """After an interruption anywhere, only what is missing is measured; the total is that of one search."""
     first = run(request_, interrupted_after(calls))
     runner = runner_for(MACHINE, MODEL, LANDSCAPE)
     second = run(request_, runner)
     assert second.records[: len(first.records)] == first.records
-    # Baselines are looked at more than once on purpose, and so is whatever fights side by side.
+    # Baselines are looked at more than once on purpose, and so is whatever takes part in the race.
     again = [r.config for r in second.records[len(first.records) :] if r.origin is not Origin.BASELINE]
     assert not {r.config for r in first.records} & set(again)
     # One look more where a trial was promoted to a baseline.
@@ -79,7 +83,7 @@ def test_the_same_command_goes_on(request_: SearchRequest, calls: int) -> None:
 
 
 def test_a_finished_search_says_the_same_again_without_measuring(request_: SearchRequest) -> None:
-    """A duel that was fought stands: fighting until the outcome pleases would name false winners."""
+    """A race that was run stands: racing until the outcome pleases would name false winners."""
     first = run(request_)
     runner = runner_for(MACHINE, MODEL, LANDSCAPE)
     result = run(request_, runner)
@@ -105,7 +109,7 @@ def killed_search(request: SearchRequest, calls: int) -> None:
 
 def test_a_killed_search_resumes_with_every_finished_trial(request_: SearchRequest) -> None:
     """kill -9 in the sixth trial: five are kept, the sixth is marked dead, the lock is free."""
-    process = multiprocessing.get_context("fork").Process(target=killed_search, args=(request_, 5))
+    process = multiprocessing.get_context("fork").Process(target=killed_search, args=(request_, AFTER_NOISE + 1))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -118,7 +122,7 @@ def test_a_killed_search_resumes_with_every_finished_trial(request_: SearchReque
 
 def test_half_a_written_line_loses_nothing_that_was_finished(request_: SearchRequest) -> None:
     """A journal cut in the middle of its last line is repaired, and the torn piece set aside."""
-    first = run(request_, interrupted_after(6))
+    first = run(request_, interrupted_after(AFTER_NOISE + 2))
     journal = journal_of(request_)
     with journal.open("ab") as file:
         file.write(b'{"op_code":5,"worker_id":"x","tri')
@@ -172,11 +176,12 @@ def test_a_folder_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     assert caught.value.code is ExitCode.STORAGE
 
 
-def test_side_by_side_samples_are_kept(request_: SearchRequest) -> None:
-    """Every block's raw samples lie in the journal."""
+def test_samples_of_the_race_are_kept(request_: SearchRequest) -> None:
+    """Every round's raw samples lie in the journal."""
     result = run(request_)
     text = journal_of(request_).read_text()
-    assert text.count("duel-block-") >= len(result.duels[0].blocks)
+    assert result.race is not None
+    assert text.count("race-round-") >= len(result.race.rounds) > 0
     assert "tg_samples_s" in text
 
 

@@ -9,6 +9,7 @@ from moetune.autotune.memory import MemoryModel
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.tier import choose_tier
 from moetune.engine.model import Layer, Model
+from moetune.hardware.conditions import Conditions
 from moetune.hardware.machine import Cpu, DeviceKind, GgmlDevice, Machine, Memory, Software
 from moetune.profiles.workload import Workload
 
@@ -92,6 +93,11 @@ def machine_with(*devices: GgmlDevice, ram_mib: int = 16_384) -> Machine:
         measured_at=None,
         missing=(),
     )
+
+
+def still() -> Conditions:
+    """A machine on which nothing else happens."""
+    return Conditions(0.0, 0.0, 0.0, 8, None, False, 0, 0, 1 << 34, 1 << 34, ())
 
 
 def request_for(state_dir: Path, **changes: object) -> SearchRequest:

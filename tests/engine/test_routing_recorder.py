@@ -203,7 +203,7 @@ def test_a_watched_context_serves_nothing_else(tmp_path: Path) -> None:
     from moetune.engine.measurement import Measurement, Trace
 
     (path,) = write_synthetic(tmp_path / "m.gguf", SMALL)
-    trace = Trace("t", (), TOKENS[:16], TOKENS[16:32], 4)
+    trace = Trace("t", (), TOKENS[:16], TOKENS[16:32], TOKENS[32:48])
     with EngineRunner(path) as runner:
         first = runner.route(CONFIG, TOKENS, begins=True, time_limit_s=60)
         assert isinstance(runner.measure(CONFIG, trace, passes=1, time_limit_s=60), Measurement)

@@ -108,6 +108,7 @@ class FakeNvml:
     failing: frozenset[str] = frozenset()
     init_error: pynvml.NVMLError | None = None
     running: int = 0
+    throttle_reasons: int = 0
     NVMLError: type[Exception] = field(default=pynvml.NVMLError)
 
     def nvmlInit(self) -> None:
@@ -133,6 +134,7 @@ class FakeNvml:
             "nvmlDeviceGetMaxPcieLinkWidth": 16,
             "nvmlDeviceGetCudaComputeCapability": (8, 9),
             "nvmlDeviceGetEnforcedPowerLimit": 450_000,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": self.throttle_reasons,
         }
         if name not in answers:
             raise AttributeError(name)

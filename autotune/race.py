@@ -1,0 +1,293 @@
+"""The race: a few candidates against the incumbent, in interleaved rounds, until the data decide.
+
+A round measures everybody forwards, then backwards, in fresh processes: what drifts slowly cancels within it.
+Candidates that cannot win any more are dropped; rounds in which the machine did not keep still count for nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import mean, median, quantiles
+
+from pydantic import TypeAdapter
+
+from moetune.autotune.sequential import FEWEST, Interval, bounds, interval_of
+from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Failed, Measurement
+from moetune.hardware.conditions import Conditions, disturbance
+
+Measure = Callable[[EngineConfig], Measurement | Failed]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What it takes to win. margin: a gain below it is not worth a change. risk: of naming any false winner at all.
+
+    most_rounds: undecided after so many is "not proven". Disturbed rounds are repeated as often at most.
+    """
+
+    margin: float = 0.01
+    risk: float = 0.05
+    most_rounds: int = 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement. arm: index among the round's contenders; 0 is the incumbent."""
+
+    arm: int
+    measurement: Measurement
+    turn_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """All contenders there and back. disturbed: why it does not count, None where it does."""
+
+    contenders: tuple[EngineConfig, ...]
+    runs: tuple[Run, ...]
+    disturbed: str | None
+
+    def of(self, arm: int) -> tuple[Run, ...]:
+        """Both measurements of one contender."""
+        return tuple(run for run in self.runs if run.arm == arm)
+
+    def log_gain(self, arm: int) -> float:
+        """How many times as fast as the incumbent, as a logarithm."""
+        return mean(math.log(run.turn_s) for run in self.of(0)) - mean(math.log(run.turn_s) for run in self.of(arm))
+
+    def log_slow_gain(self, arm: int) -> float:
+        """The same of the speed that nine of ten tokens reach."""
+        return mean(_log_slow_s(run) for run in self.of(0)) - mean(_log_slow_s(run) for run in self.of(arm))
+
+
+class Standing(StrEnum):
+    """How a candidate came out."""
+
+    WON = "won"
+    NOT_PROVEN = "not proven"
+    NO_GAIN = "no gain"
+    OUTRUN = "outrun by another candidate"
+    STALLS = "faster, but its slowest tokens are slower"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One candidate at the end. interval: None when it has no round. rounds: those it took part in and that count."""
+
+    config: EngineConfig
+    standing: Standing
+    interval: Interval | None
+    rounds: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was run and what came of it. stopped: why it ended before it was decided, None otherwise."""
+
+    incumbent_name: str
+    incumbent: EngineConfig
+    arms: tuple[Arm, ...]
+    rounds: tuple[Round, ...]
+    margin: float
+    stopped: str | None
+
+    @property
+    def winner(self) -> Arm | None:
+        """The candidate with the proven gain, if any."""
+        return next((arm for arm in self.arms if arm.standing is Standing.WON), None)
+
+    @property
+    def closest(self) -> Arm | None:
+        """The winner, else the candidate with the largest gain."""
+        raced = [arm for arm in self.arms if arm.interval is not None]
+        return self.winner or max(raced, key=lambda arm: arm.interval.gain if arm.interval else 0.0, default=None)
+
+    @property
+    def valid_rounds(self) -> tuple[Round, ...]:
+        """Without those that were disturbed."""
+        return tuple(entry for entry in self.rounds if entry.disturbed is None)
+
+    def runs_of(self, config: EngineConfig) -> list[Run]:
+        """Every measurement of one contender that counts."""
+        return [
+            run
+            for entry in self.valid_rounds
+            for run in entry.runs
+            if entry.contenders[run.arm] == config and (run.arm > 0 or config == self.incumbent)
+        ]
+
+
+ROUND = TypeAdapter(Round)
+
+
+@dataclass
+class Track:
+    """Where rounds are run. refresh: ends the engine's processes. keep: stores a round. may_go_on: time is left."""
+
+    measure: Measure
+    turn_s: Callable[[Measurement], float]
+    refresh: Callable[[], None]
+    conditions: Callable[[], Conditions]
+    keep: Callable[[Round], None]
+    progress: Callable[[str], None]
+    may_go_on: Callable[[], bool]
+
+    def run_round(self, contenders: tuple[EngineConfig, ...]) -> Round | tuple[int, Failed]:
+        """One round, kept; or which contender failed, and how."""
+        self.refresh()
+        before = self.conditions()
+        runs: list[Run] = []
+        there = range(len(contenders))
+        for arm in (*there, *reversed(there)):
+            outcome = self.measure(contenders[arm])
+            if isinstance(outcome, Failed):
+                return arm, outcome
+            runs.append(Run(arm, outcome, self.turn_s(outcome)))
+        self.refresh()
+        finished = Round(contenders, tuple(runs), disturbance(before, self.conditions()))
+        self.keep(finished)
+        return finished
+
+
+@dataclass
+class _Rival:
+    config: EngineConfig
+    standing: Standing = Standing.NOT_PROVEN
+    detail: str = ""
+
+    @property
+    def racing(self) -> bool:
+        return self.standing is Standing.NOT_PROVEN
+
+
+def race(
+    incumbent_name: str,
+    incumbent: EngineConfig,
+    candidates: Sequence[EngineConfig],
+    *,
+    track: Track,
+    rules: Rules,
+    earlier: Sequence[Round] = (),
+) -> Race:
+    """Run rounds until a candidate is proven and no other can still beat it, none can win, or the rounds are used up.
+
+    earlier: rounds of an interrupted or finished race of the same study; a race that is over is not run again.
+    """
+    rivals = [_Rival(config) for config in candidates]
+    rounds = [entry for entry in earlier if entry.contenders[0] == incumbent]
+    scores = _Scores(rivals, rules, rounds)
+    stopped = None
+    while scores.judge() and stopped is None:
+        stopped = _why_stop(rounds, rules, track)
+        if stopped is None:
+            racing = [rival for rival in rivals if rival.racing]
+            track.progress(_status(rounds, racing, rules))
+            stopped = _run(incumbent, racing, track, rounds)
+    arms = tuple(scores.arm_of(rival) for rival in rivals)
+    return Race(incumbent_name, incumbent, arms, tuple(rounds), rules.margin, stopped)
+
+
+def _run(incumbent: EngineConfig, racing: list[_Rival], track: Track, rounds: list[Round]) -> str | None:
+    contenders = (incumbent, *(rival.config for rival in racing))
+    finished = track.run_round(contenders)
+    if isinstance(finished, Round):
+        rounds.append(finished)
+        return None
+    arm, failed = finished
+    if arm == 0:
+        return f"the baseline failed in the race: {failed.reason}"
+    racing[arm - 1].standing, racing[arm - 1].detail = Standing.FAILED, f"{failed.reason}: {failed.detail}"
+    return None
+
+
+def _why_stop(rounds: list[Round], rules: Rules, track: Track) -> str | None:
+    disturbed = [entry.disturbed for entry in rounds if entry.disturbed is not None]
+    if len(rounds) - len(disturbed) >= rules.most_rounds:
+        return f"undecided after {rules.most_rounds} rounds"
+    if len(disturbed) >= rules.most_rounds:
+        return f"the machine did not keep still: {disturbed[-1]}"
+    return None if track.may_go_on() else "the time is used up"
+
+
+def _status(rounds: list[Round], racing: list[_Rival], rules: Rules) -> str:
+    valid = sum(entry.disturbed is None for entry in rounds)
+    lost = len(rounds) - valid
+    text = f"round {valid + 1} of {rules.most_rounds} at most, {len(racing)} in the race"
+    return f"{text}; {lost} disturbed and repeated" if lost else text
+
+
+@dataclass
+class _Scores:
+    """What the rounds say of each candidate. All that share the race share its risk (Bonferroni)."""
+
+    rivals: list[_Rival]
+    rules: Rules
+    rounds: list[Round]
+
+    @property
+    def alpha(self) -> float:
+        return self.rules.risk / max(1, len(self.rivals))
+
+    def gains(self, config: EngineConfig) -> dict[int, float]:
+        """Log-gains by round."""
+        return {i: entry.log_gain(arm) for i, entry, arm in self._valid(config)}
+
+    def judge(self) -> bool:
+        """Set standings; True while another round could change one."""
+        least = math.log(1 + self.rules.margin)
+        for rival in self._racing():
+            _, high = bounds(list(self.gains(rival.config).values()), self.alpha)
+            if high < least:
+                rival.standing = Standing.NO_GAIN
+        leader = self._leader()
+        if leader is None:
+            return bool(self._racing())
+        for rival in self._racing():
+            if rival is not leader and self._is_outrun(rival, leader, least):
+                rival.standing = Standing.OUTRUN
+        low, _ = bounds(list(self.gains(leader.config).values()), self.alpha)
+        if low <= least or self._racing() != [leader]:
+            return True
+        leader.standing = Standing.STALLS if self._stalls(leader) else Standing.WON
+        return False
+
+    def arm_of(self, rival: _Rival) -> Arm:
+        gains = list(self.gains(rival.config).values())
+        interval = interval_of(gains, self.alpha) if gains else None
+        standing = rival.standing
+        if rival.racing and interval and interval.low > 1 + self.rules.margin and rival is self._leader():
+            # Proven, though others might be a little faster still.
+            standing = Standing.STALLS if self._stalls(rival) else Standing.WON
+        return Arm(rival.config, standing, interval, len(gains), rival.detail)
+
+    def _racing(self) -> list[_Rival]:
+        return [rival for rival in self.rivals if rival.racing]
+
+    def _leader(self) -> _Rival | None:
+        raced = [rival for rival in self._racing() if len(self.gains(rival.config)) >= FEWEST]
+        return max(raced, key=lambda rival: mean(self.gains(rival.config).values()), default=None)
+
+    def _is_outrun(self, rival: _Rival, leader: _Rival, least: float) -> bool:
+        ours, theirs = self.gains(rival.config), self.gains(leader.config)
+        differences = [ours[i] - theirs[i] for i in ours.keys() & theirs.keys()]
+        return bounds(differences, self.alpha)[1] < least
+
+    def _stalls(self, rival: _Rival) -> bool:
+        slow = [entry.log_slow_gain(arm) for _, entry, arm in self._valid(rival.config)]
+        return median(slow) < -math.log(1 + self.rules.margin)
+
+    def _valid(self, config: EngineConfig) -> list[tuple[int, Round, int]]:
+        return [
+            (i, entry, entry.contenders.index(config, 1))
+            for i, entry in enumerate(self.rounds)
+            if entry.disturbed is None and config in entry.contenders[1:]
+        ]
+
+
+def _log_slow_s(run: Run) -> float:
+    samples_s = run.measurement.tg_samples_s
+    return math.log(quantiles(samples_s, n=10)[-1] if len(samples_s) > 1 else samples_s[0])
