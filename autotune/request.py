@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetune.autotune.knobs import Choice
 from moetune.autotune.race import Rules
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
@@ -14,12 +15,13 @@ DEFAULT_KV_TYPES = (KvType.F16, KvType.Q8_0)
 class SearchRequest:
     """One search.
 
-    device: ggml name of the fast tier, None to choose, "none" for plain CPU. n_trials: sampled and seeded
-    configurations, baselines and the race not counted. budget_s: wall-clock seconds for all of it, None for no limit.
-    patience: trials without a better one that end the sampling. finalists: candidates that may race the best baseline.
-    passes: timed prompt passes a trial. longest_trial_s: the time limit before anything is known; later trials get
-    `incumbent_factor` times the incumbent's wall time and its reload. rules: of the race. engine_version: part of the
-    study's key. allow_overcommit: search even where the model is larger than RAM and fast tier together.
+    device: ggml name of the fast tier, None to choose, "none" for plain CPU. choices: what knobs are restricted to, by
+    name. n_trials: sampled and seeded configurations, baselines and the race not counted. budget_s: wall-clock seconds
+    for all of it, None for no limit. patience: trials without a better one that end the sampling. finalists: those
+    that may race the best baseline. passes: timed prompt passes a trial. longest_trial_s: time limit before anything
+    is known; later trials get `incumbent_factor` times the incumbent's wall time and its reload. rules: of the race.
+    engine_version: part of the study's key. allow_overcommit: search even where the model is larger than RAM and fast
+    tier together.
     """
 
     workload: Workload
@@ -29,6 +31,7 @@ class SearchRequest:
     n_trials: int = 24
     device: str | None = None
     kv_types: tuple[KvType, ...] = DEFAULT_KV_TYPES
+    choices: tuple[tuple[str, tuple[Choice, ...]], ...] = ()
     seed: int = 0
     passes: int = 2
     longest_trial_s: float = 900.0

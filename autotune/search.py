@@ -98,8 +98,20 @@ def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -
 def _baselines(session: Session) -> None:
     session.events.phase(Phase.BASELINES, 0)
     measure_baselines(session)
+    _check_budget(session)
     session.events.phase(Phase.NOISE, 0)
     session.noise = calibrate(session)
+
+
+def _check_budget(session: Session) -> None:
+    """What was measured is kept, so that the same command with more time goes on from there."""
+    longest_s = max((record.wall_s for record in session.study.records if record.measurement), default=0.0)
+    if session.time_left_s() < longest_s:
+        raise MoetuneError(
+            f"The baselines alone take the whole budget; one trial takes up to {longest_s:,.1f} s here.",
+            "Run the same command with a longer --budget: what is measured is kept.",
+            ExitCode.USAGE,
+        )
 
 
 def _trials(session: Session) -> None:

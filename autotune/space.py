@@ -147,7 +147,9 @@ def build_space(model: Model, cpu: Cpu, memory: MemoryModel, request: SearchRequ
     fits_whole = bool(placement) and idle.fits_fast(whole)
     cache_idle = _why_cache_is_idle(model, default, idle, fits_whole)
     knobs = [*_common_knobs(model, cpu, request), *placement, *(_cache_knobs() if cache_idle is None else ())]
-    return Space(model, tier, default, tuple(k for k in knobs if len(k.choices) > 1), cache_idle, fits_whole)
+    allowed = dict(request.choices)
+    kept = [replace(k, choices=tuple(c for c in k.choices if c in allowed.get(k.name, k.choices))) for k in knobs]
+    return Space(model, tier, default, tuple(k for k in kept if len(k.choices) > 1 or k.name in allowed), cache_idle, fits_whole)
 
 
 def _default(model: Model, cpu: Cpu, request: SearchRequest, tier: FastTier | None) -> EngineConfig:

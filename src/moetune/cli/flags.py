@@ -1,5 +1,6 @@
 """Flags that several commands share, and the checks on their values that need no machine and no engine."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,17 @@ Overcommit = Annotated[
 _LEAST_CTX = 64
 _CTX_STEP = 1024
 _DEFAULT_CTX = 4096
+
+
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration_s(text: str) -> float:
+    """Seconds of "90s", "10m" or "1.5h"; MoetuneError (USAGE) for anything else."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh])", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise MoetuneError(f"--budget {text!r} is no time.", "Use a number and a unit: 90s, 10m or 2h.", ExitCode.USAGE)
+    return float(match[1]) * _UNIT_S[match[2]]
 
 
 def context_for(n_ctx: int | None, model: Model, workload: Workload) -> int:

@@ -16,7 +16,7 @@ from moetune.autotune.search import search as find_fastest
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
-from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_types
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, duration_s, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
@@ -42,6 +42,12 @@ def search(
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Configurations to try besides the baselines.")
     ] = SearchRequest.n_trials,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Time for everything, the race included: 90s, 10m, 2h.")
+    ] = None,
+    patience: Annotated[
+        int, typer.Option("--patience", min=1, help="End the trials when so many in a row brought nothing.")
+    ] = SearchRequest.patience,
     device: Annotated[
         str | None, typer.Option("--device", help="llama.cpp's name of the fast tier; 'none' for the CPU alone.")
     ] = None,
@@ -58,7 +64,7 @@ def search(
 
     \b
     moetune search model.gguf
-    moetune search model.gguf --workload code --ctx 16384 --trials 40
+    moetune search model.gguf --workload code --ctx 16384 --budget 20m
     moetune search model.gguf --emulate desktop
     """
     chosen = load_workload(workload)
@@ -76,6 +82,8 @@ def search(
         state_dir=studies_folder(),
         engine_version=engine_version(),
         n_trials=trials,
+        budget_s=duration_s(budget) if budget is not None else None,
+        patience=patience,
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,

@@ -1,0 +1,317 @@
+"""Landscapes: everything a search could have measured on one model and one emulated machine, recorded once.
+
+`landscapes.py` measures every configuration of a reduced search space in several fresh processes and keeps the raw
+samples, compressed; `search.py` replays them. The engine, the models' routing and the throttles are real;
+the machines are emulated, and every figure made from these says so.
+"""
+
+import argparse
+import gzip
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from pydantic import TypeAdapter
+
+from moetune.autotune.baselines import fixed_baselines
+from moetune.autotune.knobs import Choice
+from moetune.autotune.memory import MemoryModel
+from moetune.autotune.request import SearchRequest
+from moetune.autotune.space import Space, build_space
+from moetune.autotune.tier import choose_tier
+from moetune.autotune.trace import build_trace, shape_for
+from moetune.demo.synthetic import SyntheticSpec, write_synthetic
+from moetune.engine.config import EngineConfig
+from moetune.engine.emulator import parse_emulated
+from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
+from moetune.engine.model import Model, read_model
+from moetune.engine.runner import EngineRunner, register_emulated
+from moetune.hardware.machine import Machine
+from moetune.hardware.probe import measure_machine, read_machine
+from moetune.profiles.workload import Workload
+
+FOLDER = Path(__file__).parent / "results" / "landscapes"
+STARTS = 5
+DEVICE = "EMU0"
+WORKLOAD = Workload(
+    name="replay",
+    description="A short request",
+    depth_tokens=0,
+    prompt_tokens=48,
+    reply_tokens=24,
+    texts=(
+        "The cache keeps the hottest experts in fast memory, and the rest stays where it was loaded. " * 3,
+        "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n" * 3,
+    ),
+    sample_prompt="Hello",
+)
+N_CTX = 160
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """One model, one emulated machine, and the part of the search space that is recorded."""
+
+    name: str
+    why: str
+    spec: SyntheticSpec
+    emulated: str
+    choices: Mapping[str, tuple[Choice, ...]]
+
+    def request(self, state_dir: Path, **changes: object) -> SearchRequest:
+        """A search of exactly this space."""
+        base = SearchRequest(WORKLOAD, N_CTX, state_dir, "recorded", device=DEVICE, passes=1)
+        return replace(base, choices=tuple(self.choices.items()), **changes)  # type: ignore[arg-type]
+
+
+_CHOICES: Mapping[str, tuple[Choice, ...]] = {
+    "n_threads": (1, 2),
+    "n_ubatch": (128,),
+    "slots_percent": (0, 25, 50, 75, 100),
+    "interval_tokens": (1, 4, 16),
+    "hysteresis": (1.0, 1.25, 2.0),
+    "promotions": (1, 4),
+}
+_SPEC = SyntheticSpec(layers=4, experts=32, used=4, embd=256, ff=384, quant="Q4_0", skew=2.1, loudness=8.0)
+LANDSCAPES = (
+    Landscape(
+        "desktop",
+        "skewed routing on a fast card beside slow RAM: the cache wins",
+        _SPEC,
+        "desktop,vram_mib=16,scale=0.005",
+        _CHOICES,
+    ),
+    Landscape(
+        "server",
+        "eight memory channels beside a slow card: the cache loses",
+        replace(_SPEC, skew=0.9, drift=0.5),
+        "server,vram_mib=16,scale=0.005",
+        _CHOICES,
+    ),
+    Landscape(
+        "cliff",
+        "a card on which little is left beside the dense parts: the best points lie next to those that do not fit",
+        replace(_SPEC, experts=64, ff=192, skew=1.4, drift=0.2),
+        "small-card,vram_mib=14,scale=0.005",
+        _CHOICES,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Raw samples of one configuration. One entry a process start; None where it did not run."""
+
+    config: EngineConfig
+    starts: tuple[Measurement | Failed, ...]
+
+    @cached_property
+    def true_turn_s(self) -> float:
+        """What no single search knows: over all starts and samples. Infinite where it does not run."""
+        turns = [turn_s(start) for start in self.starts if isinstance(start, Measurement)]
+        return median(turns) if len(turns) == len(self.starts) else float("inf")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A landscape with all its measurements."""
+
+    name: str
+    emulated: str
+    model: Model
+    machine: Machine
+    trace: Trace
+    choices: tuple[tuple[str, tuple[Choice, ...]], ...]
+    points: tuple[Recorded, ...]
+
+    @cached_property
+    def by_config(self) -> dict[EngineConfig, Recorded]:
+        return {point.config: point for point in self.points}
+
+    def nearest(self, config: EngineConfig) -> Recorded:
+        """Memory predictions learn, so a share of the free memory is not always the recorded number of slots."""
+        exact = self.by_config.get(config)
+        if exact is not None or config.cache is None:
+            return exact or self.by_config[config]
+        slots = config.cache.slots
+        alike = [point for point in self.points if _but_for_slots(point.config) == _but_for_slots(config)]
+        return min(alike, key=lambda point: abs((point.config.cache.slots if point.config.cache else 0) - slots))
+
+    @cached_property
+    def optimum(self) -> Recorded:
+        """The fastest configuration of all."""
+        return min(self.points, key=lambda point: point.true_turn_s)
+
+
+RECORDING = TypeAdapter(Recording)
+
+
+def turn_s(measured: Measurement) -> float:
+    """Seconds for the recorded request."""
+    return measured.turn_s(WORKLOAD.prompt_tokens, WORKLOAD.reply_tokens)
+
+
+def read(name: str) -> Recording:
+    """A recording from the repository."""
+    return RECORDING.validate_json(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
+
+
+def every_config(space: Space, memory: MemoryModel) -> list[EngineConfig]:
+    """All configurations of the space and the baselines, each once; those of one placement together."""
+    points = product(*(knob.choices for knob in space.knobs))
+    encoded = ({k.name: k.encode(v) for k, v in zip(space.knobs, values, strict=True)} for values in points)
+    baselines = [baseline.config for baseline in fixed_baselines(space)]
+    configs = dict.fromkeys([*(space.config_of(params, memory) for params in encoded), *baselines])
+    return sorted(configs, key=lambda config: repr(config.placement))
+
+
+@dataclass
+class Replay:
+    """A `Runner` that answers from a recording, with bootstrapped noise. Counts trials' and loads' seconds.
+
+    A process has the luck of one recorded start; within it samples are drawn anew with replacement.
+    """
+
+    recording: Recording
+    seed: int
+    engine_s: float = 0.0
+    launches: int = 0
+    out_of_memory: int = 0
+    measured: list[EngineConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._placement: tuple[object, ...] | None = None
+        self._start = 0
+
+    def close(self) -> None:
+        """The next measurement needs a process of its own."""
+        self._placement = None
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Only the number matters here: every answer is recorded."""
+        return tuple(text.encode())
+
+    def measure(self, config: EngineConfig, trace: Trace, *, passes: int, time_limit_s: float) -> Measurement | Failed:
+        """What the engine did with this configuration, or with the recorded one nearest in slots."""
+        point = self.point_of(config)
+        self.measured.append(point.config)
+        load_s = self._load(config, point)
+        self.launches += 1
+        outcome = point.starts[self._start]
+        if isinstance(outcome, Failed):
+            self.out_of_memory += outcome.reason is FailureReason.OUT_OF_MEMORY
+            self.close()
+            return outcome
+        replayed = replace(
+            outcome,
+            pp_samples_s=self._drawn(outcome.pp_samples_s, passes),
+            tg_samples_s=self._drawn(outcome.tg_samples_s, len(outcome.tg_samples_s)),
+            load_s=load_s,
+        )
+        # One prompt pass goes untimed, as in the engine.
+        self.engine_s += sum(replayed.tg_samples_s) + sum(replayed.warmup_samples_s) + 2 * sum(replayed.pp_samples_s)
+        return replayed
+
+    def point_of(self, config: EngineConfig) -> Recorded:
+        """What answers for this configuration."""
+        return self.recording.nearest(config)
+
+    def _load(self, config: EngineConfig, point: Recorded) -> float:
+        if config.placement == self._placement:
+            return 0.0
+        self._placement, self._start = config.placement, self._random.randrange(len(point.starts))
+        loads = [
+            start.load_s
+            for other in self.recording.points
+            if other.config.placement == config.placement
+            for start in other.starts
+            if isinstance(start, Measurement) and start.load_s > 0
+        ]
+        load_s = self._random.choice(loads) if loads else 0.0
+        self.engine_s += load_s
+        return load_s
+
+    def _drawn(self, samples: tuple[float, ...], n: int) -> tuple[float, ...]:
+        return tuple(self._random.choices(samples, k=n))
+
+
+def _but_for_slots(config: EngineConfig) -> EngineConfig:
+    if config.cache is None or config.cache.slots == 0:
+        return config
+    return replace(config, cache=replace(config.cache, slots=1))
+
+
+def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
+    """Measure every configuration in `starts` fresh processes each; within a process in random order."""
+    path = folder / f"{landscape.name}.gguf"
+    write_synthetic(path, landscape.spec)
+    model, emulated = read_model(path), parse_emulated(landscape.emulated)
+    register_emulated(emulated)
+    machine = measure_machine(read_machine(path), path)
+    request = landscape.request(folder)
+    memory = MemoryModel(model, choose_tier(machine, DEVICE), machine.memory.available_bytes)
+    space = build_space(model, machine.cpu, memory, request)
+    configs = every_config(space, memory)
+    outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}
+    shuffled = random.Random(1)
+    with EngineRunner(path, emulated) as runner:
+        trace = build_trace(WORKLOAD, shape_for(WORKLOAD, N_CTX), N_CTX, runner)
+        for start in range(starts):
+            for group in _groups(configs):
+                runner.close()
+                for config in shuffled.sample(group, len(group)):
+                    outcomes[config].append(_rounded(runner.measure(config, trace, passes=2, time_limit_s=60)))
+            print(f"{landscape.name}: start {start + 1} of {starts}, {len(configs)} configurations", flush=True)
+    points = tuple(Recorded(config, tuple(measured)) for config, measured in outcomes.items())
+    anonymous = replace(model, paths=(Path(path.name),))
+    return Recording(landscape.name, landscape.emulated, anonymous, machine, trace, request.choices, points)
+
+
+def _groups(configs: list[EngineConfig]) -> Iterator[list[EngineConfig]]:
+    for placement in dict.fromkeys(config.placement for config in configs):
+        yield [config for config in configs if config.placement == placement]
+
+
+def _rounded(outcome: Measurement | Failed) -> Measurement | Failed:
+    """To a tenth of a microsecond: less is noise that does not compress."""
+    if isinstance(outcome, Failed):
+        return outcome
+    return replace(
+        outcome,
+        pp_samples_s=tuple(round(s, 7) for s in outcome.pp_samples_s),
+        tg_samples_s=tuple(round(s, 7) for s in outcome.tg_samples_s),
+        warmup_samples_s=tuple(round(s, 7) for s in outcome.warmup_samples_s),
+    )
+
+
+def main() -> int:
+    """Record all landscapes, or those named, one process each: what ggml has registered stays registered."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="LANDSCAPE")
+    parser.add_argument("--starts", type=int, default=STARTS)
+    options = parser.parse_args()
+    wanted = [entry for entry in LANDSCAPES if not options.names or entry.name in options.names]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for landscape in wanted:
+        began_s = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            recording = record(landscape, Path(name), options.starts)
+        (FOLDER / f"{landscape.name}.json.gz").write_bytes(gzip.compress(RECORDING.dump_json(recording), mtime=0))
+        best = recording.optimum
+        print(
+            f"{landscape.name}: {len(recording.points)} configurations in {time.monotonic() - began_s:,.0f} s; "
+            f"optimum {best.true_turn_s * 1000:.1f} ms a turn: {best.config}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

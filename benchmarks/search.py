@@ -1,0 +1,220 @@
+"""moetune's search beside other tuners' policies on recorded landscapes: trials, engine-seconds, regret, false winners.
+
+Replays what `landscapes.py` recorded (emulated machines, the real engine) with bootstrapped noise: every arm on every
+landscape with every seed. Prints a table with its bars; exit status 1 when one is missed.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from landscapes import FOLDER, LANDSCAPES, Recording, read
+from search_arms import ARMS, TRIALS, Arm, Outcome, World, moetune_alike, moetune_cold
+from tabulate import tabulate
+
+from moetune.engine.config import EngineConfig
+
+SEEDS = 50
+WITHIN = 1.03
+NEVER = math.inf
+_SPECIAL: dict[str, Arm] = {"one process a trial": moetune_cold, "all alike": moetune_alike}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One arm, landscape and seed. Regrets are ratios of true turn times; infinite trials: never within 3 %."""
+
+    arm: str
+    landscape: str
+    seed: int
+    trials: float
+    engine_s: float
+    regret: float
+    beside_baseline: float | None
+    out_of_memory: int
+    named_winner: bool
+    regrets: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value and its bar: at most, or at least."""
+
+    name: str
+    value: float
+    bar: float
+    at_most: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+
+@cache
+def world_of(landscape: str) -> World:
+    """Read once a process."""
+    return World.of(read(landscape))
+
+
+def score(job: tuple[str, str, int]) -> Score:
+    """Run one arm on one landscape with one seed."""
+    name, landscape, seed = job
+    world = world_of(landscape)
+    outcome = (ARMS | _SPECIAL)[name](world, seed)
+    return _scored(job, world.recording, outcome)
+
+
+def _scored(job: tuple[str, str, int], recording: Recording, outcome: Outcome) -> Score:
+    best_s = recording.optimum.true_turn_s
+
+    def regret_of(config: EngineConfig | None) -> float:
+        return recording.nearest(config).true_turn_s / best_s if config is not None else NEVER
+
+    regrets = tuple(regret_of(step.choice) for step in outcome.steps)
+    hit = next((i for i, regret in enumerate(regrets) if regret <= WITHIN), None)
+    beside = regret_of(outcome.chosen) / regret_of(outcome.baseline) if outcome.baseline is not None else None
+    return Score(
+        *job,
+        trials=NEVER if hit is None else hit + 1,
+        engine_s=NEVER if hit is None else outcome.steps[hit].engine_s,
+        regret=regret_of(outcome.chosen),
+        beside_baseline=beside,
+        out_of_memory=outcome.out_of_memory,
+        named_winner=outcome.named_winner,
+        regrets=regrets,
+    )
+
+
+def figures(scores: Sequence[Score]) -> list[Figure]:
+    """The table's rows."""
+    ours, cold, alike = (_of(scores, name) for name in ("moetune", "one process a trial", "all alike"))
+    others = {
+        name: median(s.trials for s in _of(scores, name)) for name in ARMS if name != "moetune" and _of(scores, name)
+    }
+    trials = median(s.trials for s in ours)
+    beside = [s.beside_baseline for s in ours if s.beside_baseline is not None]
+    return [
+        Figure("trials to within 3 % of the optimum, median", trials, 12),
+        Figure("the same of the best other arm ÷ moetune's", min(others.values()) / trials, 2, at_most=False),
+        Figure(
+            "engine-seconds to within 3 % ÷ one process a trial",
+            median(s.engine_s for s in ours) / median(s.engine_s for s in cold),
+            0.25,
+        ),
+        Figure("A/A: a winner named when all are alike, %", 100 * np.mean([s.named_winner for s in alike]), 1),
+        Figure("chosen worse than the baseline by over 1 %", sum(ratio > 1.01 for ratio in beside), 0),
+        Figure(
+            "regret of the choice, 95th percentile, %",
+            100 * (float(np.quantile([s.regret for s in ours], 0.95)) - 1),
+            1,
+        ),
+        Figure("launches out of memory", sum(s.out_of_memory for s in ours), 0),
+    ]
+
+
+def _of(scores: Sequence[Score], name: str) -> list[Score]:
+    return [entry for entry in scores if entry.arm == name]
+
+
+def arms_table(scores: Sequence[Score]) -> str:
+    """Every arm: medians of trials and seconds, regret."""
+    rows = []
+    for name in [*ARMS, *_SPECIAL]:
+        mine = _of(scores, name)
+        if mine and name != "all alike":
+            rows.append(
+                (
+                    name,
+                    _number(median(s.trials for s in mine)),
+                    _number(median(s.engine_s for s in mine)),
+                    _percent(median(s.regret for s in mine)),
+                    _percent(float(np.quantile([s.regret for s in mine], 0.95))),
+                    sum(s.out_of_memory for s in mine) / len(mine),
+                )
+            )
+    headers = ("arm", "trials to 3 %", "engine s", "regret", "95th perc.", "OOM a run")
+    return tabulate(rows, headers=headers, colalign=("left", *("right",) * 5), floatfmt=".1f", disable_numparse=True)
+
+
+def _number(value: float) -> str:
+    return f"over {TRIALS}" if math.isinf(value) else f"{value:.1f}"
+
+
+def _percent(regret: float) -> str:
+    return "nothing ran" if math.isinf(regret) else f"{100 * (regret - 1):.1f} %"
+
+
+def figure(scores: Sequence[Score], path: Path) -> None:
+    """Median regret of what each arm would choose after so many trials, a panel a landscape."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(entry.landscape for entry in scores))
+    drawing, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), sharey=True, layout="constrained")
+    for panel, landscape in zip(np.atleast_1d(panels), names, strict=True):
+        for arm in ARMS:
+            curves = [entry.regrets for entry in scores if entry.arm == arm and entry.landscape == landscape]
+            if curves:
+                filled = np.array([(*curve, *[curve[-1]] * (TRIALS - len(curve)))[:TRIALS] for curve in curves])
+                middle = 100 * (np.median(filled, axis=0) - 1)
+                panel.plot(range(1, TRIALS + 1), middle, label=arm, lw=2.2 if arm == "moetune" else 1.2)
+        panel.axhline(100 * (WITHIN - 1), color="grey", lw=0.8, ls=":")
+        panel.set(title=f"{landscape} (emulated)", xlabel="trials", yscale="symlog", ylim=(0, 300))
+    np.atleast_1d(panels)[0].set_ylabel("median regret, %")
+    np.atleast_1d(panels)[-1].legend(fontsize=8)
+    drawing.savefig(path, dpi=150)
+
+
+def run(seeds: int, jobs: int, names: Sequence[str]) -> list[Score]:
+    """Every arm that can run, every recorded landscape, every seed."""
+    arms = [name for name in [*ARMS, *_SPECIAL] if name != "GP" or find_spec("torch")]
+    work = [(arm, landscape, seed) for seed in range(seeds) for landscape in names for arm in arms]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(score, work, chunksize=4))
+
+
+def report(scores: Sequence[Score]) -> Mapping[str, object]:
+    """What goes into --json: figures, and every score without its curve."""
+    rows = [{key: value for key, value in asdict(entry).items() if key != "regrets"} for entry in scores]
+    return {"figures": [asdict(entry) | {"met": entry.met} for entry in figures(scores)], "scores": rows}
+
+
+def main() -> int:
+    """Replay, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write figures and scores here")
+    parser.add_argument("--figure", type=Path, help="write the regret curves here (.png)")
+    options = parser.parse_args()
+    names = [entry.name for entry in LANDSCAPES if (FOLDER / f"{entry.name}.json.gz").exists()]
+    began_s = time.monotonic()
+    scores = run(options.seeds, options.jobs, names)
+    print(f"{len(scores)} replayed searches on {', '.join(names)} (emulated), {time.monotonic() - began_s:.0f} s\n")
+    print(arms_table(scores), "\n")
+    found = figures(scores)
+    rows = [
+        (f.name, f"{f.value:.2f}", f"{'≤' if f.at_most else '≥'} {f.bar:g}", "ok" if f.met else "MISSED") for f in found
+    ]
+    print(tabulate(rows, headers=("figure", "measured", "bar", ""), colalign=("left", "right", "right", "left")))
+    if options.json:
+        options.json.write_text(json.dumps(report(scores), indent=1), encoding="utf-8")
+    if options.figure:
+        figure(scores, options.figure)
+    return int(not all(entry.met for entry in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
