@@ -35,7 +35,7 @@ class Baseline:
 
 def fixed_baselines(space: Space) -> tuple[Baseline, ...]:
     """The baselines whose configuration is known beforehand."""
-    on_cpu = replace(space.default, device=None, gpu_layers=0, ram_expert_layers=0)
+    on_cpu = space.default.on_cpu
     if not space.choices("ram_expert_layers") and not space.choices("gpu_layers"):
         baselines = [Baseline(STOCK_CPU, on_cpu)]
     elif space.model.is_moe:
@@ -72,7 +72,7 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
     fit are placed anew: smaller buffers or KV types make room for more of them.
     """
     like = rival.config
-    if like.cache is None or like.cache.slots == 0:
+    if not like.has_slots:
         return
     alike = {"n_threads": like.n_threads, "n_ubatch": like.n_ubatch, "type_k": like.type_k, "type_v": like.type_v}
     placements = tuple(replace(config, **alike) for config in offloads(session.space))  # type: ignore[arg-type]

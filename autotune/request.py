@@ -18,6 +18,7 @@ class SearchRequest:
     passes: timed prompt passes a trial. longest_trial_s: the time limit before anything is known; later trials get
     `incumbent_factor` times the incumbent's wall time and its reload. engine_version: part of the study's key.
     allow_overcommit: search even where the model is larger than RAM and fast tier together.
+    device: may name several, separated by commas. routing: the model's recorded routing, None where there is none.
     """
 
     workload: Workload
@@ -36,3 +37,4 @@ class SearchRequest:
     duel_blocks: int = 6
     margin: float = 0.01
     allow_overcommit: bool = False
+    routing: Path | None = None

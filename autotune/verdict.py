@@ -95,8 +95,7 @@ def judge(space: Space, records: list[TrialRecord], duels: tuple[Duel, ...], *, 
 
 def _kind(won: Duel | None, best: TrialRecord | None, baseline: TrialRecord | None, interrupted: bool) -> VerdictKind:
     if won is not None:
-        cache = won.candidate.cache
-        return VerdictKind.CACHE_WINS if cache is not None and cache.slots else VerdictKind.OTHER_SETTING_WINS
+        return VerdictKind.CACHE_WINS if won.candidate.has_slots else VerdictKind.OTHER_SETTING_WINS
     if interrupted:
         return VerdictKind.INTERRUPTED
     if best is None:

@@ -110,7 +110,7 @@ class EngineRunner:
 
     def _ready(self, config: EngineConfig, deadline: float) -> float | Failed:
         """Seconds spent on loading; 0 when the live process already has this placement."""
-        if self.pid is not None and self._placement == _placement(config):
+        if self.pid is not None and self._placement == config.placement:
             return 0.0
         return self._start(config, deadline)
 
@@ -123,7 +123,7 @@ class EngineRunner:
             return response
         if not isinstance(response, protocol.Ready):
             return self._out_of_turn(response)
-        self._placement = _placement(config)
+        self._placement = config.placement if config is not None else None
         return time.monotonic() - start
 
     def _setup(self, config: EngineConfig | None) -> Setup:
@@ -146,14 +146,6 @@ class EngineRunner:
 def register_emulated(emulated: EmulatedMachine) -> None:
     """Make the emulated devices visible in this process, for probing them."""
     library.load_backend(emulator_path(), emulated.environment())
-
-
-def _placement(config: EngineConfig | None) -> tuple[object, ...] | None:
-    """What needs the model loaded anew when it changes."""
-    if config is None:
-        return None
-    placed = (config.device, config.gpu_layers, config.ram_expert_layers, config.repack, config.mmap)
-    return (*placed, config.cache is not None)
 
 
 def _engine_error(failed: Failed) -> MoetuneError:

@@ -80,6 +80,7 @@ def search(
         kv_types=competing,
         seed=seed,
         allow_overcommit=allow_overcommit,
+        routing=store.recorded_routing(model.fingerprint),
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:
