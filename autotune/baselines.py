@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from moetune.autotune.evaluate import Session, fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.space import Space, cache_off
+from moetune.autotune.split import with_layers
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason
 
@@ -41,7 +42,7 @@ def fixed_baselines(space: Space) -> tuple[Baseline, ...]:
     elif space.model.is_moe:
         baselines = [Baseline(EXPERTS_IN_RAM, replace(space.default, ram_expert_layers=space.model.n_layers))]
     else:
-        baselines = [Baseline(ALL_IN_RAM, replace(space.default, gpu_layers=0))]
+        baselines = [Baseline(ALL_IN_RAM, with_layers(space.default, 0, space.tiers, space.model.n_layers))]
     if space.has_cache:
         baselines.append(Baseline(CACHE_OFF, cache_off(space.default, space.tier)))
     if baselines[0].name != STOCK_CPU:
@@ -55,7 +56,8 @@ def offloads(space: Space) -> tuple[EngineConfig, ...]:
     by_experts = space.choices("ram_expert_layers")
     if by_experts:
         return tuple(replace(space.default, ram_expert_layers=int(value)) for value in by_experts)
-    return tuple(replace(space.default, gpu_layers=int(v)) for v in reversed(space.choices("gpu_layers")) if int(v))
+    layers = [int(v) for v in reversed(space.choices("gpu_layers")) if int(v)]
+    return tuple(with_layers(space.default, g, space.tiers, space.model.n_layers) for g in layers)
 
 
 def measure_baselines(session: Session) -> None:

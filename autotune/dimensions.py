@@ -5,7 +5,6 @@ from typing import cast
 from moetune.autotune.knobs import (
     HYSTERESES,
     INTERVALS,
-    MAIN_PERCENTS,
     PROMOTIONS,
     RESERVES,
     SLOT_PERCENTS,
@@ -21,6 +20,7 @@ from moetune.autotune.knobs import (
 )
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.request import SearchRequest
+from moetune.autotune.split import main_percents
 from moetune.engine.config import Ahead, FlashAttention, KvType, LoadMode, Policy, PromptWay, Spread
 from moetune.engine.model import Model
 from moetune.hardware.machine import Cpu
@@ -35,10 +35,10 @@ def dimensions(
 
 
 def _device_knobs(memory: MemoryModel) -> list[Knob]:
-    names = cast(tuple[Choice, ...], tuple(tier.name for tier in memory.tiers if not tier.on_host))
-    return (
-        [Knob("device", names, ordered=False), Knob("main_percent", MAIN_PERCENTS, Of.SPACE)] if len(names) > 1 else []
-    )
+    if len(memory.tiers) < 2:
+        return []
+    names = cast(tuple[Choice, ...], tuple(tier.name for tier in memory.tiers))
+    return [Knob("device", names, ordered=False), Knob("main_percent", main_percents(memory.tiers), Of.SPACE)]
 
 
 def _stock_knobs(model: Model, cpu: Cpu, request: SearchRequest) -> list[Knob]:

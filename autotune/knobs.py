@@ -19,8 +19,6 @@ PROMOTIONS = (1, 2, 4, 8)
 SLOT_PERCENTS = tuple(range(0, 101, 5))
 # Of the memory a search keeps free on the fast tier anyway (`FastTier.reserve_bytes`).
 RESERVES = (0.5, 1.0, 2.0)
-# Of the layers on devices, how many the first device gets; at 100 the others take no part.
-MAIN_PERCENTS = tuple(range(10, 101, 10))
 _BLOCK_LENGTH = {kind: 32 for kind in KvType if KV_BITS_PER_VALUE[kind] < 16}
 # llama.cpp computes these without flash attention, whatever it is told.
 _NO_FLASH_ATTENTION = ("grok",)

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from moetune.autotune.calibration import Calibration
 from moetune.autotune.tier import FastTier, choose_tiers
-from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig, PromptWay
+from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig, FlashAttention, PromptWay
 from moetune.engine.model import Layer, Model
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import Machine
@@ -78,13 +78,8 @@ class MemoryModel:
             return raw
         learnt = self.stock if config.cache is None else self.plugin
         buffers = learnt.correct(raw.guessed_bytes)
-        more = self.stock.correct(self._buffer_bytes(config)) if config.more_devices else 0
-        return Footprint(
-            raw.fast_bytes - raw.guessed_bytes + buffers,
-            buffers,
-            raw.host_bytes,
-            tuple(known + more if known else 0 for known in raw.more_bytes),
-        )
+        more = tuple(known + self.stock.correct(guess) for known, guess in self._further(config))
+        return Footprint(raw.fast_bytes - raw.guessed_bytes + buffers, buffers, raw.host_bytes, more)
 
     def observe(self, config: EngineConfig, fast_bytes: int) -> "MemoryModel":
         """The model after a trial of `config` was seen to use `fast_bytes` of device memory."""
@@ -140,18 +135,9 @@ class MemoryModel:
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
     def _raw(self, config: EngineConfig) -> Footprint:
-        """Without buffers on the further devices."""
+        """Without the further devices."""
         model = self.model
-        shares = self._shares(config)
-        weights, cache = [0] * len(shares), [0] * len(shares)
-        for layer in model.layers:
-            if self._on_device(config, layer.index):
-                at = self._device_index(config, shares, layer.index)
-                weights[at] += layer.dense_bytes
-                weights[at] += 0 if self._experts_in_ram(config, layer) else layer.routed_bytes
-                cache[at] += _context_bytes(config, layer)
-        if config.gpu_layers > 0:
-            weights[self._device_index(config, shares, model.n_layers)] += model.output_bytes + model.other_bytes
+        weights, cache = self._placed_bytes(config)
         slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
         guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
         all_context = sum(_context_bytes(config, layer) for layer in model.layers)
@@ -165,8 +151,43 @@ class MemoryModel:
             # A second copy of them in the packed layout.
             host += sum(layer.routed_bytes for layer in model.layers if self._experts_in_ram(config, layer))
         fast = weights[0] + cache[0] + slots + guessed if config.device is not None else 0
-        more = tuple(w + c for w, c in zip(weights[1:], cache[1:], strict=True))
-        return Footprint(fast, guessed, host, more)
+        return Footprint(fast, guessed, host)
+
+    def _further(self, config: EngineConfig) -> list[tuple[int, int]]:
+        """Known bytes and estimated buffers of each further device; none where it holds nothing."""
+        if not config.more_devices:
+            return []
+        weights, cache = self._placed_bytes(config)
+        # Only where a device's own layers have their experts in RAM are these copied to it.
+        by_device = self._layers_by_device(config)
+        without = self._buffer_bytes(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1))
+        most = self._buffer_bytes(config)
+        return [
+            (w + c, 0 if w == 0 else most if any(self._experts_in_ram(config, layer) for layer in held) else without)
+            for w, c, held in zip(weights[1:], cache[1:], by_device[1:], strict=True)
+        ]
+
+    def _placed_bytes(self, config: EngineConfig) -> tuple[list[int], list[int]]:
+        """Weights and KV cache on each of the configuration's devices."""
+        by_device = self._layers_by_device(config)
+        weights = [
+            sum(
+                layer.dense_bytes + (0 if self._experts_in_ram(config, layer) else layer.routed_bytes) for layer in held
+            )
+            for held in by_device
+        ]
+        if config.gpu_layers > 0:
+            output_at = self._device_index(config, self._shares(config), self.model.n_layers)
+            weights[output_at] += self.model.output_bytes + self.model.other_bytes
+        return weights, [sum(_context_bytes(config, layer) for layer in held) for held in by_device]
+
+    def _layers_by_device(self, config: EngineConfig) -> list[list[Layer]]:
+        shares = self._shares(config)
+        held: list[list[Layer]] = [[] for _ in shares]
+        for layer in self.model.layers:
+            if self._on_device(config, layer.index):
+                held[self._device_index(config, shares, layer.index)].append(layer)
+        return held
 
     def _shares(self, config: EngineConfig) -> list[float]:
         """Of the layers on devices, where each device's end, from 0 to 1 (llama.cpp's `splits`)."""
@@ -199,18 +220,19 @@ class MemoryModel:
         return 2 * staging + 3 * min(pairs, _STREAMED_PAIRS) * row + pairs * row
 
     def _buffer_bytes(self, config: EngineConfig) -> int:
-        """An upper estimate of one compute graph's buffers, checked against llama.cpp with flash attention."""
+        """An upper estimate of one compute graph's buffers, checked against llama.cpp, also without flash attention."""
         model, batch = self.model, config.n_ubatch
         stream = batch * model.n_embd * 4
         logits = batch * model.n_vocab * 4
         in_ram = [layer for layer in model.layers if self._experts_in_ram(config, layer)]
         routed = stream * model.n_expert_used * 2 if len(in_ram) < model.n_layers or not config.gpu_layers else 0
         mask = batch * config.n_ctx * 4
+        scores = mask * model.n_head if config.flash_attn is FlashAttention.OFF else 0
         elsewhere = [layer for layer in model.layers if config.gpu_layers and not self._on_device(config, layer.index)]
         visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
         staged = config.gpu_layers > 0 and batch >= _STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
-        return max(logits + 2 * stream, 4 * stream + routed) + mask + visiting + copied
+        return max(logits + 2 * stream, 4 * stream + routed) + mask + scores + visiting + copied
 
 
 def _slot_total(config: EngineConfig, slot_bytes: int) -> int:

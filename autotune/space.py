@@ -15,7 +15,6 @@ from optuna.distributions import BaseDistribution
 
 from moetune.autotune.dimensions import dimensions
 from moetune.autotune.knobs import (
-    MAIN_PERCENTS,
     RESERVES,
     SLOT_PERCENTS,
     UBATCHES,
@@ -29,7 +28,7 @@ from moetune.autotune.knobs import (
 )
 from moetune.autotune.memory import MIB, MemoryModel
 from moetune.autotune.request import SearchRequest
-from moetune.autotune.split import spread_layers
+from moetune.autotune.split import main_percents, spread_layers, with_layers
 from moetune.autotune.tier import FastTier
 from moetune.engine.config import CacheKnobs, EngineConfig, FlashAttention, KvType, Policy, Spread
 from moetune.engine.model import Model
@@ -52,13 +51,18 @@ class Space:
     """
 
     model: Model
-    tier: FastTier | None
+    tiers: tuple[FastTier, ...]
     default: EngineConfig
     knobs: tuple[Knob, ...]
     cache_idle: str | None
     fits_whole: bool
     routing: str | None = None
     routing_digest: str | None = None
+
+    @property
+    def tier(self) -> FastTier | None:
+        """The first of the fast tiers."""
+        return next(iter(self.tiers), None)
 
     @property
     def has_cache(self) -> bool:
@@ -87,7 +91,7 @@ class Space:
             fields["type_k"] = fields["type_v"] = KvType(str(chosen["type_kv"]))
         stock = replace(self.default, **fields)
         if "main_percent" in chosen:
-            stock = spread_layers(stock, memory.tiers, self.model.n_layers, int(chosen["main_percent"]))
+            stock = spread_layers(stock, memory.tiers, self.model.n_layers, float(chosen["main_percent"]))
         if chosen.get("engine", "stock") == "cache":
             return self._cached(_canonical(stock), chosen, memory)
         return _canonical(_packed(stock, bool(chosen["repack"])) if "repack" in chosen else stock)
@@ -190,16 +194,16 @@ def _reserve_of(config: EngineConfig, memory: MemoryModel) -> float:
     return min(RESERVES, key=lambda share: abs(share * tier.reserve_bytes - reserve_bytes))
 
 
-def _main_percent_of(config: EngineConfig, memory: MemoryModel) -> int:
+def _main_percent_of(config: EngineConfig, memory: MemoryModel) -> float:
     if not config.more_devices:
-        return 100
+        return 100.0
     of_main = config.tensor_split[0] / max(1, sum(config.tensor_split)) if config.tensor_split else 0.0
 
-    def distance(percent: int) -> tuple[float, int]:
+    def distance(percent: float) -> tuple[float, float]:
         split = spread_layers(config, memory.tiers, memory.model.n_layers, percent).tensor_split
         return abs((split[0] / sum(split) if split else 1.0) - of_main), percent
 
-    return min(MAIN_PERCENTS, key=distance)
+    return min(main_percents(memory.tiers), key=distance)
 
 
 def _repack_of(config: EngineConfig, memory: MemoryModel) -> bool:
@@ -230,7 +234,7 @@ def build_space(model: Model, cpu: Cpu, memory: MemoryModel, request: SearchRequ
     knobs = dimensions(model, cpu, memory, request, placement, with_cache=cache_idle is None)
     return Space(
         model=model,
-        tier=tier,
+        tiers=memory.tiers,
         default=default,
         knobs=tuple(knob for knob in knobs if len(knob.choices) > 1),
         cache_idle=cache_idle,
@@ -258,7 +262,7 @@ def _default(model: Model, cpu: Cpu, request: SearchRequest, tier: FastTier | No
 def _placement(model: Model, default: EngineConfig, idle: MemoryModel) -> tuple[EngineConfig, list[Knob]]:
     """All dense parts on devices and experts by layer where that fits; whole layers from the back otherwise."""
     every = model.n_layers + 1
-    spread = spread_layers(replace(default, gpu_layers=every), idle.tiers, model.n_layers, None)
+    spread = with_layers(default, every, idle.tiers, model.n_layers)
     dense_on_device = _with_fitting_batch(replace(spread, ram_expert_layers=model.n_layers), idle)
     if model.is_moe and idle.fits_fast(dense_on_device):
         values = sorted({0, *(index + 1 for index in model.moe_layers[:-1]), model.n_layers})
@@ -266,11 +270,11 @@ def _placement(model: Model, default: EngineConfig, idle: MemoryModel) -> tuple[
         least = max(0, values.index(fitting[0] if fitting else values[-1]) - _BEYOND_PREDICTION)
         return dense_on_device, [Knob("ram_expert_layers", tuple(values[least:]))]
     ram = model.n_layers if model.is_moe else 0
-    by_layer = [replace(spread, gpu_layers=g, ram_expert_layers=ram) for g in range(every + 1)]
+    bare = replace(default, ram_expert_layers=ram)
+    by_layer = [with_layers(bare, g, idle.tiers, model.n_layers) for g in range(every + 1)]
     largest = max(config.gpu_layers for config in by_layer if config.gpu_layers == 0 or _fits_somehow(config, idle))
     reach = min(every, largest + _BEYOND_PREDICTION)
-    best = _canonical(replace(spread, gpu_layers=largest, ram_expert_layers=ram))
-    return best, [Knob("gpu_layers", tuple(range(reach + 1)))]
+    return by_layer[largest], [Knob("gpu_layers", tuple(range(reach + 1)))]
 
 
 def _fits_somehow(config: EngineConfig, idle: MemoryModel) -> bool:
@@ -278,7 +282,9 @@ def _fits_somehow(config: EngineConfig, idle: MemoryModel) -> bool:
     if idle.fits_fast(config) or len(idle.tiers) < 2 or config.gpu_layers == 0:
         return idle.fits_fast(config)
     n_layers = idle.model.n_layers
-    return any(idle.fits_fast(spread_layers(config, idle.tiers, n_layers, percent)) for percent in MAIN_PERCENTS)
+    return any(
+        idle.fits_fast(spread_layers(config, idle.tiers, n_layers, percent)) for percent in main_percents(idle.tiers)
+    )
 
 
 def _with_fitting_batch(config: EngineConfig, idle: MemoryModel) -> EngineConfig:

@@ -49,6 +49,7 @@ _MAX_DEVICE_NAME = 64
 # llama.cpp's own limit (llama_max_devices).
 _MAX_DEVICES = 16
 _MAX_LAYERS = 4097
+_MAX_TEXT = 4096
 
 
 @with_config(_STRICT)
@@ -175,6 +176,9 @@ def _config_fault(profile: Profile) -> str | None:
     names = [*([] if config.device is None else [config.device]), *config.more_devices]
     if len(names) > _MAX_DEVICES or not all(n.isprintable() and 0 < len(n) <= _MAX_DEVICE_NAME for n in names):
         return "config.device or config.more_devices does not name devices"
+    texts = (config.cache.routing, config.cache.workload) if config.cache is not None else ()
+    if not all(text is None or (text.isprintable() and len(text) <= _MAX_TEXT) for text in texts):
+        return "config.cache.routing or config.cache.workload is no name"
     split = config.tensor_split
     if split and (len(split) != len(names) or min(split) < 0 or not 0 < sum(split) <= _MAX_LAYERS):
         return "config.tensor_split does not say how many layers each device gets"

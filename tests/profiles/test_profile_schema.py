@@ -168,6 +168,7 @@ def test_what_is_written_is_read_back(
         ("config.tensor_split", [0, 0]),
         ("config.cache.reserve_bytes", -1),
         ("config.cache.ahead", "sometimes"),
+        ("config.cache.routing", "a\nb"),
         ("result.tg_tps", math.inf),
         ("result.tg_tps", -1.0),
         ("result.hit_rate", 1.5),
