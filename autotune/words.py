@@ -37,7 +37,7 @@ def _engine(config: EngineConfig) -> Iterator[str]:
 
 
 def _slots(cache: CacheKnobs) -> str:
-    held = f"{cache.slots} slots" if cache.slots else f"{cache.budget_bytes / _MIB:,.0f} MiB of slots by {cache.spread}"
+    held = f"{cache.slots} slots" if cache.slots else f"{cache.budget_bytes / _MIB:,.1f} MiB of slots by {cache.spread}"
     if cache.policy is Policy.STATIC:
         return f"{held}, static"
     policy = "" if cache.policy is Policy.HEAT else f" {cache.policy}"

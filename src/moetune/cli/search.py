@@ -43,7 +43,8 @@ def search(
         int, typer.Option("--trials", min=1, help="Configurations to try besides the baselines.")
     ] = SearchRequest.n_trials,
     device: Annotated[
-        str | None, typer.Option("--device", help="llama.cpp's name of the fast tier; 'none' for the CPU alone.")
+        str | None,
+        typer.Option("--device", help="llama.cpp's names of the fast tiers, default all GPUs; 'none' for the CPU alone."),
     ] = None,
     kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
         DEFAULT_KV_TYPES
