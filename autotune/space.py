@@ -306,9 +306,10 @@ def _why_cache_is_idle(model: Model, default: EngineConfig, idle: MemoryModel, f
     if default.gpu_layers <= model.n_layers:
         bare = _canonical(replace(bare, gpu_layers=0))
     if idle.slots_that_fit(bare, 1.0) == 0:
-        used = idle.footprint(bare).fast_bytes
+        one = idle.slot_bytes(bare)
+        used = idle.footprint(replace(bare, cache=replace(_OFF, slots=1))).fast_bytes - one
         return (
-            f"{tier.name} is too small for one expert slot a layer: that takes {idle.slot_bytes(bare) / MIB:,.1f} MiB, "
+            f"{tier.name} is too small for one expert slot a layer: that takes {one / MIB:,.1f} MiB, "
             f"and {max(0, tier.static_limit_bytes - used) / MIB:,.1f} MiB are left"
         )
     return None

@@ -44,7 +44,9 @@ def search(
     ] = SearchRequest.n_trials,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="llama.cpp's names of the fast tiers, default all GPUs; 'none' for the CPU alone."),
+        typer.Option(
+            "--device", help="llama.cpp's names of the fast tiers, default all GPUs; 'none' for the CPU alone."
+        ),
     ] = None,
     kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
         DEFAULT_KV_TYPES
