@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from moetune.autotune.evaluate import Session, fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.space import Space, cache_off
+from moetune.autotune.split import with_layers
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason
 
@@ -35,13 +36,13 @@ class Baseline:
 
 def fixed_baselines(space: Space) -> tuple[Baseline, ...]:
     """The baselines whose configuration is known beforehand."""
-    on_cpu = replace(space.default, device=None, gpu_layers=0, ram_expert_layers=0)
+    on_cpu = space.default.on_cpu
     if not space.choices("ram_expert_layers") and not space.choices("gpu_layers"):
         baselines = [Baseline(STOCK_CPU, on_cpu)]
     elif space.model.is_moe:
         baselines = [Baseline(EXPERTS_IN_RAM, replace(space.default, ram_expert_layers=space.model.n_layers))]
     else:
-        baselines = [Baseline(ALL_IN_RAM, replace(space.default, gpu_layers=0))]
+        baselines = [Baseline(ALL_IN_RAM, with_layers(space.default, 0, space.tiers, space.model.n_layers))]
     if space.has_cache:
         baselines.append(Baseline(CACHE_OFF, cache_off(space.default, space.tier)))
     if baselines[0].name != STOCK_CPU:
@@ -55,7 +56,8 @@ def offloads(space: Space) -> tuple[EngineConfig, ...]:
     by_experts = space.choices("ram_expert_layers")
     if by_experts:
         return tuple(replace(space.default, ram_expert_layers=int(value)) for value in by_experts)
-    return tuple(replace(space.default, gpu_layers=int(v)) for v in reversed(space.choices("gpu_layers")) if int(v))
+    layers = [int(v) for v in reversed(space.choices("gpu_layers")) if int(v)]
+    return tuple(with_layers(space.default, g, space.tiers, space.model.n_layers) for g in layers)
 
 
 def measure_baselines(session: Session) -> None:
@@ -72,7 +74,7 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
     fit are placed anew: smaller buffers or KV types make room for more of them.
     """
     like = rival.config
-    if like.cache is None or like.cache.slots == 0:
+    if not like.has_slots:
         return
     alike = {"n_threads": like.n_threads, "n_ubatch": like.n_ubatch, "type_k": like.type_k, "type_v": like.type_v}
     placements = tuple(replace(config, **alike) for config in offloads(session.space))  # type: ignore[arg-type]

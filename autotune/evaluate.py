@@ -141,7 +141,8 @@ class Session:
     def _learn(self, config: EngineConfig, outcome: Outcome) -> None:
         # A trial that held fewer slots than planned says nothing about what the plan would have cost.
         planned = config.cache.slots if config.cache is not None else 0
-        if isinstance(outcome, Measurement) and outcome.slots == planned:
+        spread = config.cache is not None and config.cache.budget_bytes > 0
+        if isinstance(outcome, Measurement) and outcome.slots == planned and not spread:
             self.memory = self.memory.observe(config, outcome.fast_bytes)
 
 

@@ -2,15 +2,19 @@
 
 Placement follows llama.cpp: of n layers, `gpu_layers` = g > 0 puts the output layer and the last g - 1 repeating
 layers on the device (layer i when i >= n + 1 - g), with their share of the KV cache; the token embedding stays in RAM.
+Among several devices these layers are dealt out in order, by the proportions of `tensor_split`.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from moetune.autotune.calibration import Calibration
-from moetune.autotune.tier import FastTier
-from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig
+from moetune.autotune.tier import FastTier, choose_tiers
+from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig, FlashAttention, PromptWay
 from moetune.engine.model import Layer, Model
 from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.machine import Machine
 
 MIB = 1 << 20
 _PROCESS_BYTES = 160 * MIB
@@ -26,34 +30,56 @@ _STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts t
 
 @dataclass(frozen=True)
 class Footprint:
-    """Predicted bytes: on the fast tier, of which `guessed_bytes` are estimated buffers, and in RAM."""
+    """Predicted bytes: on the fast tier, of which `guessed_bytes` are estimated buffers, in RAM, and on each further
+    device of the configuration.
+    """
 
     fast_bytes: int
     guessed_bytes: int
     host_bytes: int
+    more_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """stock, plugin: what trials without and with the plugin taught about buffers; the two lay them out differently."""
+    """tier: the device that configurations use first unless they name one of `more_tiers`.
+
+    stock, plugin: what trials without and with the plugin taught about buffers; the two lay them out differently.
+    """
 
     model: Model
     tier: FastTier | None
     host_limit_bytes: int
     stock: Calibration = Calibration()
     plugin: Calibration = Calibration()
+    more_tiers: tuple[FastTier, ...] = ()
+
+    @property
+    def tiers(self) -> tuple[FastTier, ...]:
+        return (self.tier, *self.more_tiers) if self.tier is not None else ()
 
     @property
     def fast_limit_bytes(self) -> int:
         return self.tier.limit_bytes if self.tier else 0
+
+    def idle(self) -> "MemoryModel":
+        """The same on devices that nobody uses: what it says is the same tomorrow."""
+        tiers = tuple(replace(tier, free_bytes=tier.total_bytes) for tier in self.tiers)
+        return replace(self, tier=tiers[0], more_tiers=tiers[1:]) if tiers else self
+
+    def tier_of(self, device: str | None) -> FastTier | None:
+        """The tier of that name; the first one where the configuration has no device of its own."""
+        return next((tier for tier in self.tiers if tier.name == device), self.tier)
 
     def footprint(self, config: EngineConfig) -> Footprint:
         """Never less on the fast tier than a trial of the same configuration was seen to use."""
         raw = self._raw(config)
         if raw.guessed_bytes == 0:
             return raw
-        buffers = (self.stock if config.cache is None else self.plugin).correct(raw.guessed_bytes)
-        return replace(raw, fast_bytes=raw.fast_bytes - raw.guessed_bytes + buffers, guessed_bytes=buffers)
+        learnt = self.stock if config.cache is None else self.plugin
+        buffers = learnt.correct(raw.guessed_bytes)
+        more = tuple(known + self.stock.correct(guess) for known, guess in self._further(config))
+        return Footprint(raw.fast_bytes - raw.guessed_bytes + buffers, buffers, raw.host_bytes, more)
 
     def observe(self, config: EngineConfig, fast_bytes: int) -> "MemoryModel":
         """The model after a trial of `config` was seen to use `fast_bytes` of device memory."""
@@ -70,21 +96,33 @@ class MemoryModel:
         layers = (layer for layer in self.model.layers if layer.expert_bytes and self._experts_in_ram(config, layer))
         return sum(layer.expert_bytes + _SLOT_PADDING_BYTES for layer in layers)
 
-    def slots_that_fit(self, config: EngineConfig, share: float) -> int:
-        """Slots a layer in `share` of the fast tier left by everything else; `config` must have its slots at 0."""
+    def slot_room(self, config: EngineConfig) -> int:
+        """Bytes of the fast tier that everything else and the reserve leave for slots, which `config` must not have."""
         one = self.slot_bytes(config)
         if one == 0 or config.cache is None:
             return 0
         # Slots come with buffers of their own, which a cache that is off does not have.
         with_one = replace(config, cache=replace(config.cache, slots=1))
-        left = self.fast_limit_bytes - self.footprint(with_one).fast_bytes + one
-        return max(0, min(self.model.n_expert, int(left * share) // one))
+        left = self._limit_bytes(config) - self.footprint(with_one).fast_bytes + one
+        return max(0, min(left, one * self.model.n_expert))
+
+    def slots_that_fit(self, config: EngineConfig, share: float) -> int:
+        """Slots a layer in `share` of the fast tier left by everything else; `config` must have its slots at 0."""
+        room = self.slot_room(config)
+        return int(room * share) // self.slot_bytes(config) if room else 0
 
     def excess_bytes(self, config: EngineConfig) -> tuple[int, int]:
-        """Bytes too many on the fast tier and in RAM; 0 or less fits."""
+        """Bytes too many on the fast tier or on the worst of several devices, and in RAM; 0 or less fits."""
         footprint = self.footprint(config)
-        fast = footprint.fast_bytes - self.fast_limit_bytes if footprint.fast_bytes else 0
+        fast = footprint.fast_bytes - self._limit_bytes(config) if footprint.fast_bytes else 0
+        for name, used in zip(config.more_devices, footprint.more_bytes, strict=True):
+            tier = self.tier_of(name)
+            fast = max(fast, used - (tier.limit_bytes if tier is not None else 0)) if used else fast
         return fast, footprint.host_bytes - self.host_limit_bytes
+
+    def _limit_bytes(self, config: EngineConfig) -> int:
+        tier = self.tier_of(config.device)
+        return tier.limit_under(config.cache.reserve_bytes if config.cache else None) if tier is not None else 0
 
     def fits_fast(self, config: EngineConfig) -> bool:
         """Whether the fast tier holds the configuration."""
@@ -97,50 +135,109 @@ class MemoryModel:
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
     def _raw(self, config: EngineConfig) -> Footprint:
+        """Without the further devices."""
         model = self.model
-        weights = cache = 0
-        for layer in model.layers:
-            if self._on_device(config, layer.index):
-                weights += layer.dense_bytes
-                weights += 0 if self._experts_in_ram(config, layer) else layer.routed_bytes
-                cache += _context_bytes(config, layer)
-        if config.gpu_layers > 0:
-            weights += model.output_bytes + model.other_bytes
-        slots = config.cache.slots * self.slot_bytes(replace(config, cache=None)) if config.cache else 0
+        weights, cache = self._placed_bytes(config)
+        slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
         guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
         all_context = sum(_context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
-        host = model.tensor_bytes - min(weights, model.tensor_bytes) + all_context - cache + _PROCESS_BYTES
-        host += (tied_copy if config.gpu_layers > 0 else 0) + self._buffer_bytes(replace(config, gpu_layers=0))
-        if self.tier is not None and self.tier.on_host:
+        host = model.tensor_bytes - min(sum(weights), model.tensor_bytes) + all_context - sum(cache) + _PROCESS_BYTES
+        host += (tied_copy if config.gpu_layers > 0 else 0) + self._buffer_bytes(config.on_cpu)
+        tier = self.tier_of(config.device)
+        if tier is not None and tier.on_host:
             host += slots
-        fast = weights + cache + slots + guessed if config.device is not None else 0
+        if config.cache is not None and config.cache.on and config.cache.repack:
+            # A second copy of them in the packed layout.
+            host += sum(layer.routed_bytes for layer in model.layers if self._experts_in_ram(config, layer))
+        fast = weights[0] + cache[0] + slots + guessed if config.device is not None else 0
         return Footprint(fast, guessed, host)
+
+    def _further(self, config: EngineConfig) -> list[tuple[int, int]]:
+        """Known bytes and estimated buffers of each further device; none where it holds nothing."""
+        if not config.more_devices:
+            return []
+        weights, cache = self._placed_bytes(config)
+        # Only where a device's own layers have their experts in RAM are these copied to it.
+        by_device = self._layers_by_device(config)
+        without = self._buffer_bytes(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1))
+        most = self._buffer_bytes(config)
+        return [
+            (w + c, 0 if w == 0 else most if any(self._experts_in_ram(config, layer) for layer in held) else without)
+            for w, c, held in zip(weights[1:], cache[1:], by_device[1:], strict=True)
+        ]
+
+    def _placed_bytes(self, config: EngineConfig) -> tuple[list[int], list[int]]:
+        """Weights and KV cache on each of the configuration's devices."""
+        by_device = self._layers_by_device(config)
+        weights = [
+            sum(
+                layer.dense_bytes + (0 if self._experts_in_ram(config, layer) else layer.routed_bytes) for layer in held
+            )
+            for held in by_device
+        ]
+        if config.gpu_layers > 0:
+            output_at = self._device_index(config, self._shares(config), self.model.n_layers)
+            weights[output_at] += self.model.output_bytes + self.model.other_bytes
+        return weights, [sum(_context_bytes(config, layer) for layer in held) for held in by_device]
+
+    def _layers_by_device(self, config: EngineConfig) -> list[list[Layer]]:
+        shares = self._shares(config)
+        held: list[list[Layer]] = [[] for _ in shares]
+        for layer in self.model.layers:
+            if self._on_device(config, layer.index):
+                held[self._device_index(config, shares, layer.index)].append(layer)
+        return held
+
+    def _shares(self, config: EngineConfig) -> list[float]:
+        """Of the layers on devices, where each device's end, from 0 to 1 (llama.cpp's `splits`)."""
+        if not config.more_devices:
+            return [1.0]
+        names = (config.device, *config.more_devices)
+        parts: list[int] = [*config.tensor_split] or [
+            tier.limit_bytes if (tier := self.tier_of(n)) else 0 for n in names
+        ]
+        ends = list(accumulate(parts))
+        return [end / max(1, ends[-1]) for end in ends]
+
+    def _device_index(self, config: EngineConfig, shares: list[float], index: int) -> int:
+        """Which of the configuration's devices holds the layer; the output layer's index is n_layers."""
+        placed = min(config.gpu_layers, self.model.n_layers + 1)
+        return min(bisect_right(shares, (index - (self.model.n_layers + 1 - placed)) / placed), len(shares) - 1)
 
     def _streaming_bytes(self, config: EngineConfig) -> int:
         """What the plugin takes on the device besides slots: staging, rows of pairs, its own part of the graph."""
-        if config.cache is None or not config.cache.on or self.tier is None or self.tier.on_host:
+        tier = self.tier_of(config.device)
+        if config.cache is None or not config.cache.on or tier is None or tier.on_host:
+            return 0
+        if config.cache.prefill is PromptWay.SCHEDULER:
             return 0
         model = self.model
         largest_expert = max((layer.expert_bytes for layer in model.layers), default=0)
-        staging = max(int(self.tier.total_bytes * _STAGING_SHARE), largest_expert + _STAGING_PADDING_BYTES)
+        staging = max(int(tier.total_bytes * _STAGING_SHARE), largest_expert + _STAGING_PADDING_BYTES)
         pairs = config.n_ubatch * model.n_expert_used
         row = model.n_embd * 4
         return 2 * staging + 3 * min(pairs, _STREAMED_PAIRS) * row + pairs * row
 
     def _buffer_bytes(self, config: EngineConfig) -> int:
-        """An upper estimate of one compute graph's buffers, checked against llama.cpp with flash attention."""
+        """An upper estimate of one compute graph's buffers, checked against llama.cpp, also without flash attention."""
         model, batch = self.model, config.n_ubatch
         stream = batch * model.n_embd * 4
         logits = batch * model.n_vocab * 4
         in_ram = [layer for layer in model.layers if self._experts_in_ram(config, layer)]
         routed = stream * model.n_expert_used * 2 if len(in_ram) < model.n_layers or not config.gpu_layers else 0
         mask = batch * config.n_ctx * 4
+        scores = mask * model.n_head if config.flash_attn is FlashAttention.OFF else 0
         elsewhere = [layer for layer in model.layers if config.gpu_layers and not self._on_device(config, layer.index)]
         visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
         staged = config.gpu_layers > 0 and batch >= _STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
-        return max(logits + 2 * stream, 4 * stream + routed) + mask + visiting + copied
+        return max(logits + 2 * stream, 4 * stream + routed) + mask + scores + visiting + copied
+
+
+def _slot_total(config: EngineConfig, slot_bytes: int) -> int:
+    knobs = config.cache
+    return 0 if knobs is None else knobs.slots * slot_bytes or knobs.budget_bytes
 
 
 def _context_bytes(config: EngineConfig, layer: Layer) -> int:
@@ -149,10 +246,16 @@ def _context_bytes(config: EngineConfig, layer: Layer) -> int:
     return int(positions * (layer.k_values * k_bits + layer.v_values * v_bits) / 8) + layer.state_values * 4
 
 
+def memory_of(model: Model, machine: Machine, devices: str | None) -> MemoryModel:
+    """What is known before any trial; `devices` as `choose_tiers` takes them."""
+    tiers = choose_tiers(machine, devices)
+    return MemoryModel(model, next(iter(tiers), None), machine.memory.available_bytes, more_tiers=tiers[1:])
+
+
 def require_memory(memory: MemoryModel, config: EngineConfig, allow_overcommit: bool) -> None:
     """MoetuneError (MEMORY) when the model, its context and buffers exceed RAM and fast tier together."""
-    needed = memory.footprint(replace(config, device=None, gpu_layers=0, cache=None)).host_bytes
-    on_device = memory.fast_limit_bytes if memory.tier is not None and not memory.tier.on_host else 0
+    needed = memory.footprint(config.on_cpu).host_bytes
+    on_device = sum(tier.limit_bytes for tier in memory.tiers if not tier.on_host)
     there = memory.host_limit_bytes + on_device
     if needed <= there or allow_overcommit:
         return

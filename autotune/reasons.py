@@ -16,9 +16,9 @@ def reasons(space: Space, records: list[TrialRecord], best_baseline: str, cache_
     """Facts to put after "because", most telling first."""
     if space.cache_idle is not None:
         return ()
-    cached = fastest([r for r in records if r.config.cache is not None and r.config.cache.slots > 0])
+    cached = fastest([r for r in records if r.config.has_slots])
     if cached is None or cached.measurement is None:
-        failed = sum(r.config.cache is not None and r.config.cache.slots > 0 for r in records)
+        failed = sum(r.config.has_slots for r in records)
         return (f"none of {failed} trials with the cache on ran",) if failed else ()
     facts = [_hit_fact(cached.measurement, cache_won)]
     if not cache_won:

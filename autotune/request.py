@@ -21,7 +21,8 @@ class SearchRequest:
     that may race the best baseline. passes: timed prompt passes a trial. longest_trial_s: time limit before anything
     is known; later trials get `incumbent_factor` times the incumbent's wall time and its reload. rules: of the race.
     engine_version: part of the study's key. allow_overcommit: search even where the model is larger than RAM and fast
-    tier together.
+    tier together. device may name several, separated by commas. routing: the model's recorded routing, None where there
+    is none.
     """
 
     workload: Workload
@@ -42,3 +43,4 @@ class SearchRequest:
     finalists: int = 3
     rules: Rules = Rules()
     allow_overcommit: bool = False
+    routing: Path | None = None

@@ -8,7 +8,7 @@ from moetune.autotune.record import TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
 from moetune.autotune.verdict import Verdict
-from moetune.profiles.schema import Profile, SavedVerdict
+from moetune.profiles.schema import SCHEMA_VERSION, Profile, SavedVerdict
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def profile_of(
         return None
     interval = verdict.interval if verdict.proven else None
     return Profile(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         model_fingerprint=result.space.model.fingerprint,
         model_name=_line(result.space.model.name),
         machine_fingerprint=machine_fingerprint,

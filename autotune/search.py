@@ -6,13 +6,12 @@ from moetune.autotune.baselines import confirm_best_baseline, measure_baselines,
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import calibrate, finalists, run_finals
-from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.memory import memory_of, require_memory
 from moetune.autotune.race import Race
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
 from moetune.autotune.study import open_study, study_key
-from moetune.autotune.tier import choose_tier
 from moetune.autotune.trace import RequestShape, build_trace, shape_for
 from moetune.autotune.trials import measure_trials, trials_left
 from moetune.autotune.verdict import judge
@@ -38,8 +37,7 @@ def search(
     """
     events.phase(Phase.PREPARE, 0)
     _check_context(request, model)
-    tier = choose_tier(machine, request.device)
-    memory = MemoryModel(model, tier, machine.memory.available_bytes)
+    memory = memory_of(model, machine, request.device)
     space = build_space(model, machine.cpu, memory, request)
     require_memory(memory, space.default, request.allow_overcommit)
     shape = shape_for(request.workload, request.n_ctx)

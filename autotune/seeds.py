@@ -50,4 +50,5 @@ def _stock_seeds(space: Space, memory: MemoryModel) -> list[EngineConfig]:
 
 
 def _has_q8(space: Space) -> bool:
-    return KvType.Q8_0 in (space.choices("type_kv") or space.choices("type_k"))
+    both = set(space.choices("type_k")) & set(space.choices("type_v"))
+    return KvType.Q8_0 in both.union(space.choices("type_kv"))

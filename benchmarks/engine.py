@@ -197,7 +197,7 @@ def measure_case(
 
 def arms_of(machine: Machine, path: Path) -> dict[str, Arm]:
     """The arms on one emulated machine, each in its best layout."""
-    common = {"n_ctx": 1024, "n_threads": 1, "device": "EMU0", "gpu_layers": LAYERS + 1, "mmap": False}
+    common = {"n_ctx": 1024, "n_threads": 1, "device": "EMU0", "gpu_layers": LAYERS + 1, "load_mode": "none"}
     in_ram = {**common, "ram_expert_layers": LAYERS}
     # A layer's experts are as large as all of the slots' share of four layers.
     offloaded = round(RESIDENT * LAYERS)
@@ -282,7 +282,7 @@ def cpu_rounds(folder: Path, n_rounds: int, n_tokens: int, threads: int) -> list
     # Experts half as wide as Qwen3-30B-A3B's in either dimension: what a split costs is beside what it computes.
     spec = SyntheticSpec(arch="qwen3moe", layers=8, experts=64, used=8, embd=1024, ff=384, quant="Q4_0", skew=0.9)
     write_synthetic(path, spec)
-    plain = {"n_ctx": 512, "n_threads": threads, "mmap": False, "repack": False}
+    plain = {"n_ctx": 512, "n_threads": threads, "load_mode": "none", "repack": False}
     best = {**plain, "repack": True}
     resident = {"slots": "64", "guard": "0", "promotions": "64", "interval": "1", "min_sightings": "1"}
     arms = {

@@ -1,7 +1,16 @@
 """What can be set: one frozen value for a complete way to run a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Annotated, get_type_hints
+
+
+class Change(StrEnum):
+    """What it takes for a field of `EngineConfig` to have another value, from cheap to dear."""
+
+    LIVE = "live"
+    CONTEXT = "context"
+    RELOAD = "reload"
 
 
 class Policy(StrEnum):
@@ -27,6 +36,39 @@ class PromptWay(StrEnum):
     STREAM = "stream"
     COLD = "cold"
     SCHEDULER = "scheduler"
+
+
+class Ahead(StrEnum):
+    """Whether the fast tier begins a token's experts before the host knows them; by the names the cache uses."""
+
+    AUTO = "auto"
+    NEVER = "0"
+    ALWAYS = "1"
+
+
+class FlashAttention(StrEnum):
+    """llama.cpp's -fa; AUTO is on wherever the devices can, and always with a quantised V cache, which needs it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class LoadMode(StrEnum):
+    """How weights come into memory, by llama.cpp's own names: NONE reads them, DIO past the page cache."""
+
+    MMAP = "mmap"
+    NONE = "none"
+    MLOCK = "mlock"
+    MMAP_MLOCK = "mmap+mlock"
+    DIO = "dio"
+
+
+class SplitMode(StrEnum):
+    """llama.cpp's -sm among several devices: whole layers, or each layer's rows where the backend can."""
+
+    LAYER = "layer"
+    ROW = "row"
 
 
 class KvType(StrEnum):
@@ -70,6 +112,8 @@ class CacheKnobs:
     then spread flat or by the recorded routing in the file `routing` (of its `workload`, or of all), which also seeds
     them. prefill: who computes prompts. repack: misses are computed from a copy in the CPU's packed layout, at the
     price of the experts' size in RAM. guard: measure whether the cache pays, and switch it off where it does not.
+    reserve_bytes: of the fast tier, never taken for slots; None is the cache's own choice, 1/128 of the device.
+    ahead: whether a token's experts are begun before the host knows them.
     """
 
     slots: int
@@ -88,6 +132,8 @@ class CacheKnobs:
     prefill: PromptWay = PromptWay.AUTO
     repack: bool = False
     guard: bool = False
+    reserve_bytes: int | None = None
+    ahead: Ahead = Ahead.AUTO
 
     @property
     def on(self) -> bool:
@@ -97,35 +143,79 @@ class CacheKnobs:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """One complete way to run a model.
+    """One complete way to run a model; every field says what it takes to change it.
 
-    device: ggml name of the fast tier ("CUDA0", "EMU0", "CPU"), None for plain CPU.
-    gpu_layers: llama.cpp's -ngl: 1 puts the output layer on `device`, each further one a layer's dense part, from the
+    n_threads: of decoding; n_threads_batch: of prompts, None for the same.
+    device: ggml name of the fast tier ("CUDA0", "EMU0", "CPU"), None for plain CPU; it holds the cache's slots.
+    more_devices: further ones, in order. tensor_split: how many of the layers given to devices go to `device` and to
+    each further one, the first layers first; proportions as in llama.cpp's -ts, empty for a choice by free memory.
+    gpu_layers: llama.cpp's -ngl: 1 puts the output layer on a device, each further one a layer's dense part, from the
     last layer on; n_layers + 1 is all of it.
     ram_expert_layers: the experts of the first so many layers lie in RAM (llama.cpp's -ncmoe).
     cache: None is stock llama.cpp, the plugin not even loaded. repack: llama.cpp's repacked CPU layout
-    (`use_extra_bufts`), which the plugin's own weights cannot use.
+    (`use_extra_bufts`), which the plugin's own weights cannot use, nor weights in memory pinned for a device: that is
+    llama.cpp's first choice where there is a device, unless no_host or a memory map forbids it.
     """
 
-    n_ctx: int
-    n_threads: int
-    n_ubatch: int = 512
-    type_k: KvType = KvType.F16
-    type_v: KvType = KvType.F16
-    device: str | None = None
-    gpu_layers: int = 0
-    ram_expert_layers: int = 0
-    cache: CacheKnobs | None = None
-    repack: bool = True
-    mmap: bool = True
-
-    @property
-    def placement(self) -> tuple[object, ...]:
-        """What needs the model loaded anew when it changes."""
-        placed = (self.device, self.gpu_layers, self.ram_expert_layers, self.repack, self.mmap)
-        return (*placed, self.cache is not None)
+    n_ctx: Annotated[int, Change.CONTEXT]
+    n_threads: Annotated[int, Change.LIVE]
+    n_ubatch: Annotated[int, Change.CONTEXT] = 512
+    type_k: Annotated[KvType, Change.CONTEXT] = KvType.F16
+    type_v: Annotated[KvType, Change.CONTEXT] = KvType.F16
+    device: Annotated[str | None, Change.RELOAD] = None
+    gpu_layers: Annotated[int, Change.RELOAD] = 0
+    ram_expert_layers: Annotated[int, Change.RELOAD] = 0
+    # Its knobs; that the plugin is there at all takes a reload, see `placement`.
+    cache: Annotated[CacheKnobs | None, Change.LIVE] = None
+    repack: Annotated[bool, Change.RELOAD] = True
+    load_mode: Annotated[LoadMode, Change.RELOAD] = LoadMode.MMAP
+    no_host: Annotated[bool, Change.RELOAD] = False
+    n_threads_batch: Annotated[int | None, Change.LIVE] = None
+    flash_attn: Annotated[FlashAttention, Change.CONTEXT] = FlashAttention.AUTO
+    more_devices: Annotated[tuple[str, ...], Change.RELOAD] = ()
+    tensor_split: Annotated[tuple[int, ...], Change.RELOAD] = ()
+    split_mode: Annotated[SplitMode, Change.RELOAD] = SplitMode.LAYER
 
     @property
     def has_slots(self) -> bool:
         """Whether hot experts are cached at all."""
         return self.cache is not None and self.cache.on
+
+    @property
+    def batch_threads(self) -> int:
+        """Threads that prompts are computed with."""
+        return self.n_threads_batch or self.n_threads
+
+    @property
+    def on_cpu(self) -> "EngineConfig":
+        """The same without any device, and so without a cache."""
+        return replace(
+            self, device=None, more_devices=(), tensor_split=(), gpu_layers=0, ram_expert_layers=0, cache=None
+        )
+
+    @property
+    def placement(self) -> tuple[object, ...]:
+        """What needs the model loaded anew when it changes."""
+        return (*self._values(Change.RELOAD), self.cache is not None)
+
+    @property
+    def context(self) -> tuple[object, ...]:
+        """What needs a new context when it changes."""
+        return self._values(Change.CONTEXT)
+
+    def _values(self, change: Change) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name, takes in _CHANGES.items() if takes is change)
+
+
+def changes(config_type: type) -> dict[str, Change]:
+    """What each field takes to change. Raises TypeError where a field does not say exactly one thing."""
+    found: dict[str, Change] = {}
+    for name, hint in get_type_hints(config_type, include_extras=True).items():
+        said = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Change)]
+        if len(said) != 1:
+            raise TypeError(f"{config_type.__name__}.{name} must say what it takes to change it: one Change")
+        found[name] = said[0]
+    return found
+
+
+_CHANGES = changes(EngineConfig)

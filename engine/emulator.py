@@ -28,6 +28,7 @@ DEFAULT_SCALE = 0.0025
 class EmulatedMachine:
     """A real machine's figures and how far to scale them down. Bandwidths are in GB/s (1e9 bytes); 0 is unthrottled.
 
+    ``devices`` is how many accelerators there are, each with memory and a link of its own.
     ``vram_mib``, ``launch_us`` (per operation), ``link_latency_us`` (per transfer) and ``threads`` (of the
     accelerator's arithmetic) are used as they stand. Raises ValueError, naming the field, for values out of range.
     """
@@ -41,6 +42,7 @@ class EmulatedMachine:
     link_latency_us: float = 8.0
     threads: int = 1
     scale: float = DEFAULT_SCALE
+    devices: int = 1
 
     def __post_init__(self) -> None:
         for field, (least, most) in _RANGES.items():
@@ -58,6 +60,7 @@ class EmulatedMachine:
             "EMU_LINK_LATENCY_US": repr(self.link_latency_us),
             "EMU_LAUNCH_US": repr(self.launch_us),
             "EMU_THREADS": str(self.threads),
+            "EMU_DEVICES": str(self.devices),
         }
 
     def __str__(self) -> str:
@@ -77,6 +80,7 @@ _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "link_latency_us": (0, 1e6),
         "threads": (1, 512),
         "scale": (1e-6, 1),
+        "devices": (1, 16),
     }
 )
 
@@ -94,6 +98,7 @@ PRESETS: Mapping[str, EmulatedMachine] = MappingProxyType(
     }
 )
 
+_WHOLE = ("vram_mib", "threads", "devices")
 PARAMETERS = tuple(field.name for field in fields(EmulatedMachine) if field.name != "name")
 
 
@@ -112,9 +117,9 @@ def parse_emulated(text: str) -> EmulatedMachine:
         if key in changes:
             raise _unusable(text, f"{key} is set twice")
         try:
-            changes[key] = int(value) if key in ("vram_mib", "threads") else float(value)
+            changes[key] = int(value) if key in _WHOLE else float(value)
         except ValueError as error:
-            kind = "a whole number" if key in ("vram_mib", "threads") else "a number"
+            kind = "a whole number" if key in _WHOLE else "a number"
             raise _unusable(text, f"{key}={value} is not {kind}") from error
     try:
         return replace(PRESETS[name], **changes)  # type: ignore[arg-type]  # ints stay ints above

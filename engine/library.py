@@ -103,6 +103,31 @@ class LayerState:
 _HELD = MappingProxyType({"hold": "1"})
 
 
+def cache_settings(knobs: CacheKnobs) -> dict[str, str]:
+    """Every knob as the plugin's setting of it; the number of slots comes last, when all else is known."""
+    settings: dict[str, Any] = {
+        "policy": knobs.policy.value,
+        "interval": knobs.interval_tokens,
+        "hysteresis": knobs.hysteresis,
+        "promotions": knobs.promotions,
+        "min_sightings": knobs.min_sightings,
+        "dwell": knobs.dwell_tokens,
+        "half_life": knobs.half_life_tokens,
+        "spread": knobs.spread.value,
+        "whole_layers": knobs.whole_layers,
+        "profile": knobs.routing or "",
+        "workload": knobs.workload or "",
+        "prefill": knobs.prefill.value,
+        "repack": int(knobs.repack),
+        "guard": int(knobs.guard),
+        "reserve": "auto" if knobs.reserve_bytes is None else knobs.reserve_bytes,
+        "ahead": knobs.ahead.value,
+        "bytes": knobs.budget_bytes,
+        "slots": knobs.slots,
+    }
+    return {key: str(value) for key, value in settings.items()}
+
+
 class HotCache:
     """The loaded plugin. `device` is the ggml name of the fast tier, `cold_device` computes the misses.
 
@@ -125,27 +150,9 @@ class HotCache:
 
     def apply(self, knobs: CacheKnobs) -> None:
         """Take over all knobs and start from empty slots, so that nothing is left of the last configuration."""
-        settings: dict[str, Any] = {
-            "policy": knobs.policy.value,
-            "interval": knobs.interval_tokens,
-            "hysteresis": knobs.hysteresis,
-            "promotions": knobs.promotions,
-            "min_sightings": knobs.min_sightings,
-            "dwell": knobs.dwell_tokens,
-            "half_life": knobs.half_life_tokens,
-            "spread": knobs.spread.value,
-            "whole_layers": knobs.whole_layers,
-            "profile": knobs.routing or "",
-            "workload": knobs.workload or "",
-            "prefill": knobs.prefill.value,
-            "repack": int(knobs.repack),
-            "guard": int(knobs.guard),
-            "bytes": knobs.budget_bytes,
-            "slots": knobs.slots,
-        }
         self.set("workload", "")  # the last profile's, which the next one may not have
-        for key, value in settings.items():
-            self.set(key, str(value))
+        for key, value in cache_settings(knobs).items():
+            self.set(key, value)
         self._lib.hotcache_clear()
 
     def reset_counters(self) -> None:

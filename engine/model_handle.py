@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
-from moetune.engine.config import EngineConfig, KvType
+from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
 from moetune.engine.generation import GenerationRequest
 from moetune.engine.library import device_handle, ggml
 from moetune.engine.measurement import Failed, FailureReason
@@ -29,6 +29,20 @@ _GGML_TYPE = {
     KvType.IQ4_NL: 20,
     KvType.BF16: 30,
 }
+
+_FLASH_ATTENTION = {
+    FlashAttention.AUTO: llama.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    FlashAttention.ON: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    FlashAttention.OFF: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+_LOAD_MODE = {
+    LoadMode.MMAP: llama.LLAMA_LOAD_MODE_MMAP,
+    LoadMode.NONE: llama.LLAMA_LOAD_MODE_NONE,
+    LoadMode.MLOCK: llama.LLAMA_LOAD_MODE_MLOCK,
+    LoadMode.MMAP_MLOCK: llama.LLAMA_LOAD_MODE_MMAP_MLOCK,
+    LoadMode.DIO: llama.LLAMA_LOAD_MODE_DIRECT_IO,
+}
+_SPLIT_MODE = {SplitMode.LAYER: llama.LLAMA_SPLIT_MODE_LAYER, SplitMode.ROW: llama.LLAMA_SPLIT_MODE_ROW}
 
 _BATCH_TOKENS = 2048
 
@@ -85,7 +99,8 @@ class ModelHandle:
         params.n_batch = min(config.n_ctx, _BATCH_TOKENS)
         params.n_ubatch = min(config.n_ubatch, params.n_batch)
         params.type_k, params.type_v = _GGML_TYPE[config.type_k], _GGML_TYPE[config.type_v]
-        params.n_threads = params.n_threads_batch = config.n_threads
+        params.n_threads, params.n_threads_batch = config.n_threads, config.batch_threads
+        params.flash_attn_type = _FLASH_ATTENTION[config.flash_attn]
         params.offload_kqv = config.gpu_layers > 0
         if observer is not None:
             params.cb_eval = observer
@@ -104,9 +119,14 @@ class ModelHandle:
             llama.llama_free(self._context)
             self._context = None
 
-    def set_threads(self, n_threads: int) -> None:
-        """Change the thread count of the open context."""
-        llama.llama_set_n_threads(self._context, n_threads, n_threads)
+    def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
+        """Change the thread counts of the open context, for single tokens and for batches."""
+        llama.llama_set_n_threads(self._context, n_threads, n_threads_batch)
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """What the open context computes single tokens and batches with."""
+        return llama.llama_n_threads(self._context), llama.llama_n_threads_batch(self._context)
 
     def clear(self) -> None:
         """Empty the KV cache."""
@@ -219,15 +239,19 @@ class ModelHandle:
 def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: list[object]) -> None:
     """Translate a placement into llama.cpp's model parameters. `keep_alive` owns what `params` points at."""
     on_device = config.device not in (None, "CPU")
-    handle = device_handle(str(config.device)) if on_device else None
-    if on_device and handle is None:
-        raise EngineFailure(FailureReason.REFUSED, f"no ggml device {config.device}")
-    devices = (ctypes.c_void_p * 2)(handle, None)
+    names = [str(config.device), *config.more_devices] if on_device else []
+    devices = (ctypes.c_void_p * (len(names) + 1))(*(_handle_of(name) for name in names), None)
     params.devices = ctypes.addressof(devices)  # type: ignore[assignment]  # a c_void_p field
     params.n_gpu_layers = config.gpu_layers if on_device else 0
-    params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if config.mmap else llama.LLAMA_LOAD_MODE_NONE
+    params.split_mode = _SPLIT_MODE[config.split_mode]
+    params.load_mode = _LOAD_MODE[config.load_mode]
     params.use_extra_bufts = config.repack
+    params.no_host = config.no_host
     keep_alive.append(devices)
+    if on_device and config.tensor_split:
+        shares = (ctypes.c_float * llama.llama_max_devices())(*config.tensor_split)
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))  # type: ignore[assignment]
+        keep_alive.append(shares)
     if not on_device or config.ram_expert_layers == 0:
         return
     cpu = ggml().ggml_backend_cpu_buffer_type()
@@ -235,3 +259,10 @@ def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: l
     overrides = (_BufferOverride * (len(patterns) + 1))(*(_BufferOverride(p.encode(), cpu) for p in patterns))
     params.tensor_buft_overrides = ctypes.addressof(overrides)  # type: ignore[assignment]
     keep_alive.append(overrides)
+
+
+def _handle_of(name: str) -> int:
+    handle = device_handle(name)
+    if handle is None:
+        raise EngineFailure(FailureReason.REFUSED, f"no ggml device {name}")
+    return handle

@@ -98,11 +98,11 @@ class Worker:
         """Make the open context and the cache what `config` says; the placement is the loaded one already."""
         model = self._loaded()
         before = self._config
-        live = before is not None and self._recorder is None and _context_key(before) == _context_key(config)
+        live = before is not None and self._recorder is None and before.context == config.context
         self._set_cache(None)  # old slots must not stand in a new context's way
         if not live:
             model.open_context(config)
-        model.set_threads(config.n_threads)
+        model.set_threads(config.n_threads, config.batch_threads)
         model.clear()
         self._set_cache(config.cache)
         self._config, self._recorder = config, None
@@ -203,11 +203,6 @@ class Worker:
             return self._recorder.take(len(request.tokens))
         except BadRecord as error:
             raise EngineFailure(FailureReason.REFUSED, str(error)) from error
-
-
-def _context_key(config: EngineConfig) -> tuple[object, ...]:
-    """What needs a new context when it changes; threads and the cache's knobs do not."""
-    return (config.n_ctx, config.n_ubatch, config.type_k, config.type_v)
 
 
 def _die_with_parent() -> None:

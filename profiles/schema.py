@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
 
-from moetune.engine.config import EngineConfig
+from moetune.engine.config import EngineConfig, LoadMode
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.safe_yaml import BadYaml, read_mapping
 from moetune.profiles.workload import Name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 _MAX_FILE_BYTES = 256 << 10
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -43,8 +43,13 @@ _CACHE_BOUNDS: dict[str, tuple[float, float]] = {
     "half_life_tokens": (1e-3, 1e9),
     "budget_bytes": (0, 1 << 50),
     "whole_layers": (0, 1 << 16),
+    "reserve_bytes": (0, 1 << 50),
 }
 _MAX_DEVICE_NAME = 64
+# llama.cpp's own limit (llama_max_devices).
+_MAX_DEVICES = 16
+_MAX_LAYERS = 4097
+_MAX_TEXT = 4096
 
 
 @with_config(_STRICT)
@@ -78,7 +83,7 @@ class Profile:
     result's, and the bounds of that ratio; 1 means equally fast.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     model_fingerprint: Key
     model_name: Line
     machine_fingerprint: Key
@@ -119,6 +124,7 @@ def read_profile(path: Path) -> Profile:
     try:
         data = read_mapping(path, max_bytes=_MAX_FILE_BYTES)
         _refuse_other_schema(path, data)
+        _migrate(data)
         profile = _PROFILE.validate_json(json.dumps(data))
     except OSError as error:
         raise MoetuneError(
@@ -148,22 +154,46 @@ def _refuse_other_schema(path: Path, data: dict[str, Any]) -> None:
         )
 
 
+def _migrate(data: dict[str, Any]) -> None:
+    """From schema 1: whether the file was memory-mapped has become one of several ways to load it."""
+    config = data.get("config")
+    if data.get("schema_version") != 1 or isinstance(data["schema_version"], bool) or not isinstance(config, dict):
+        return
+    mmap = config.pop("mmap", True)
+    if isinstance(mmap, bool) and "load_mode" not in config:
+        data["schema_version"] = SCHEMA_VERSION
+        config["load_mode"] = LoadMode.MMAP.value if mmap else LoadMode.NONE.value
+
+
 def _config_fault(profile: Profile) -> str | None:
     """What is out of bounds in the configuration, which its own type does not limit."""
     config = profile.config
     if config.n_ctx != profile.n_ctx:
         return f"config.n_ctx is {config.n_ctx}, but the profile is for {profile.n_ctx}"
     for name, (low, high) in _CONFIG_BOUNDS.items():
-        if not low <= getattr(config, name) <= high:
+        if not _fits(getattr(config, name), (low, high)):
             return f"config.{name} is not between {low} and {high}"
-    if config.device is not None and not (config.device.isprintable() and 0 < len(config.device) <= _MAX_DEVICE_NAME):
-        return "config.device is not the name of a device"
+    names = [*([] if config.device is None else [config.device]), *config.more_devices]
+    if len(names) > _MAX_DEVICES or not all(n.isprintable() and 0 < len(n) <= _MAX_DEVICE_NAME for n in names):
+        return "config.device or config.more_devices does not name devices"
+    texts = (config.cache.routing, config.cache.workload) if config.cache is not None else ()
+    if not all(text is None or (text.isprintable() and len(text) <= _MAX_TEXT) for text in texts):
+        return "config.cache.routing or config.cache.workload is no name"
+    split = config.tensor_split
+    if split and (len(split) != len(names) or min(split) < 0 or not 0 < sum(split) <= _MAX_LAYERS):
+        return "config.tensor_split does not say how many layers each device gets"
+    if config.n_threads_batch is not None and not _fits(config.n_threads_batch, _CONFIG_BOUNDS["n_threads"]):
+        return "config.n_threads_batch is not a number of threads"
     if config.cache is not None:
         for field in fields(config.cache):
-            bounds = _CACHE_BOUNDS.get(field.name)
-            if bounds and not bounds[0] <= getattr(config.cache, field.name) <= bounds[1]:
+            bounds, value = _CACHE_BOUNDS.get(field.name), getattr(config.cache, field.name)
+            if bounds and value is not None and not _fits(value, bounds):
                 return f"config.cache.{field.name} is not between {bounds[0]} and {bounds[1]}"
     return None
+
+
+def _fits(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= value <= bounds[1]
 
 
 def _corrupt(path: Path, why: str) -> MoetuneError:

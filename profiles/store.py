@@ -54,6 +54,11 @@ class ProfileStore:
         """The file that the recorded routing of this model belongs in, beside its profiles."""
         return self.root / _folder(model_fingerprint) / "routing.moetrace"
 
+    def recorded_routing(self, model_fingerprint: str) -> Path | None:
+        """That file if there is one."""
+        path = self.routing_path(model_fingerprint)
+        return path if self._exists(path) else None
+
     def check_writable(self) -> None:
         """Raise now what `save` would raise later, before hours are spent on a search."""
         check_writable(self.root)

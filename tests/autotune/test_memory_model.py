@@ -9,9 +9,10 @@ from world import MIB, gpu, machine_with, memory_of, moe_model
 
 from moetune.autotune.calibration import Calibration
 from moetune.autotune.memory import require_memory
-from moetune.autotune.tier import choose_tier
-from moetune.engine.config import CacheKnobs, EngineConfig, KvType
+from moetune.autotune.tier import choose_tier, choose_tiers
+from moetune.engine.config import CacheKnobs, EngineConfig, FlashAttention, KvType
 from moetune.errors import ExitCode, MoetuneError
+from moetune.hardware.machine import DeviceKind
 
 MACHINE = machine_with(gpu(4096))
 MEMORY = memory_of(MACHINE, moe_model())
@@ -130,3 +131,75 @@ def test_an_unknown_device_names_the_known_ones() -> None:
         choose_tier(MACHINE, "Vulkan7")
     assert caught.value.code is ExitCode.DEVICE
     assert choose_tier(MACHINE, "none") is None
+
+
+TWO = machine_with(gpu(1000), gpu(800, "CUDA1"))
+SPLIT = replace(ALL_DENSE, more_devices=("CUDA1",), tensor_split=(6, 3))
+
+
+def test_layers_of_several_devices_are_dealt_out_in_order() -> None:
+    """Six layers' dense parts on the first, two and the output on the second, each with its KV cache."""
+    footprint = memory_of(TWO, moe_model()).footprint(SPLIT)
+    assert footprint.fast_bytes - footprint.guessed_bytes == 6 * 10 * MIB + kv_bytes(6)
+    (second,) = footprint.more_bytes
+    assert 0 <= second - ((2 * 10 + 40) * MIB + 4096 + kv_bytes(2)) <= footprint.guessed_bytes
+    assert footprint.host_bytes == memory_of(TWO, moe_model()).footprint(ALL_DENSE).host_bytes
+
+
+def test_the_fullest_device_decides_whether_a_configuration_fits() -> None:
+    """Experts of the last three layers fit on the larger device and not on the smaller one."""
+    memory = memory_of(TWO, moe_model())
+    more = replace(SPLIT, ram_expert_layers=6)
+    assert memory.fits_fast(more)
+    assert not memory.fits_fast(replace(more, tensor_split=(4, 5), ram_expert_layers=4))
+    assert memory.excess_bytes(replace(more, tensor_split=(1, 8), ram_expert_layers=1))[0] > 300 * MIB
+
+
+def test_slots_count_on_the_device_that_holds_them() -> None:
+    """The other one's memory is as before."""
+    memory = memory_of(TWO, moe_model())
+    swapped = replace(SPLIT, device="CUDA1", more_devices=("CUDA0",), cache=CacheKnobs(slots=0))
+    ten = replace(swapped, cache=CacheKnobs(slots=10))
+    assert memory.footprint(ten).fast_bytes - memory.footprint(swapped).fast_bytes >= 160 * MIB
+    assert memory.footprint(ten).more_bytes == memory.footprint(swapped).more_bytes
+    assert memory.slot_room(swapped) < memory.slot_room(replace(swapped, device="CUDA0", more_devices=("CUDA1",)))
+
+
+def test_a_reserve_of_its_own_replaces_the_usual_one() -> None:
+    """Half of a 4 GiB device kept free is room for slots no more."""
+    bare = replace(ALL_DENSE, cache=CacheKnobs(slots=0))
+    half = replace(bare, cache=CacheKnobs(slots=0, reserve_bytes=3500 * MIB))
+    assert 0 < MEMORY.slots_that_fit(half, 1.0) < MEMORY.slots_that_fit(bare, 1.0)
+    full = replace(half, cache=CacheKnobs(slots=MEMORY.slots_that_fit(half, 1.0), reserve_bytes=3500 * MIB))
+    assert MEMORY.footprint(full).fast_bytes <= (4096 - 3500) * MIB
+
+
+def test_a_budget_in_bytes_counts_as_what_it_is() -> None:
+    """Uneven slots take what they are given."""
+    off, budget = CacheKnobs(slots=0, budget_bytes=0), CacheKnobs(slots=0, budget_bytes=100 * MIB)
+    assert known_bytes(replace(ALL_DENSE, cache=budget)) - known_bytes(replace(ALL_DENSE, cache=off)) == 100 * MIB
+
+
+def test_packed_copies_for_misses_take_ram() -> None:
+    """Another 128 MiB for every layer whose experts lie there."""
+    plain, packed = (replace(ALL_DENSE, cache=CacheKnobs(slots=4, repack=repack)) for repack in (False, True))
+    assert MEMORY.footprint(packed).host_bytes - MEMORY.footprint(plain).host_bytes == 8 * 128 * MIB
+
+
+def test_without_flash_attention_scores_take_memory() -> None:
+    """One f32 a head, a token of the batch and a position of the context."""
+    off = replace(ALL_DENSE, flash_attn=FlashAttention.OFF)
+    more = MEMORY.footprint(off).guessed_bytes - MEMORY.footprint(ALL_DENSE).guessed_bytes
+    assert more == 8 * 64 * 2048 * 4
+
+
+def test_all_gpus_are_taken_the_largest_first() -> None:
+    """A GPU that two backends know is one, and one that shares RAM stands back."""
+    twice = [replace(gpu(800, name), device_id="0000:01:00.0") for name in ("CUDA0", "Vulkan0")]
+    shared = replace(gpu(9000, "Vulkan1"), kind=DeviceKind.IGPU)
+    tiers = choose_tiers(machine_with(*twice, shared, gpu(900, "CUDA1"), gpu(9000, "EMU0", "emulated")), None)
+    assert [tier.name for tier in tiers] == ["CUDA1", "CUDA0"]
+    assert [tier.name for tier in choose_tiers(machine_with(shared), None)] == ["Vulkan1"]
+    assert [tier.name for tier in choose_tiers(TWO, "cuda1, CUDA0")] == ["CUDA1", "CUDA0"]
+    with pytest.raises(MoetuneError, match="CPU cannot be one of several"):
+        choose_tiers(TWO, "CUDA0,CPU")

@@ -6,8 +6,8 @@ from pathlib import Path
 from fake_runner import FakeRunner, Landscape
 
 from moetune.autotune.memory import MemoryModel
+from moetune.autotune.memory import memory_of as predicted_memory
 from moetune.autotune.request import SearchRequest
-from moetune.autotune.tier import choose_tier
 from moetune.engine.model import Layer, Model
 from moetune.hardware.conditions import Conditions
 from moetune.hardware.machine import Cpu, DeviceKind, GgmlDevice, Machine, Memory, Software
@@ -106,7 +106,7 @@ def request_for(state_dir: Path, **changes: object) -> SearchRequest:
 
 
 def memory_of(machine: Machine, model: Model, device: str | None = None) -> MemoryModel:
-    return MemoryModel(model, choose_tier(machine, device), machine.memory.available_bytes)
+    return predicted_memory(model, machine, device)
 
 
 def runner_for(machine: Machine, model: Model, landscape: Landscape, device: str | None = None) -> FakeRunner:

@@ -23,7 +23,7 @@ from machine import Machine
 from scenario import Scenario
 
 from moetune.engine import library
-from moetune.engine.config import CacheKnobs, EngineConfig
+from moetune.engine.config import CacheKnobs, EngineConfig, LoadMode
 from moetune.engine.emulator import library_path, parse_emulated
 from moetune.engine.measurement import CacheCounters
 from moetune.engine.model_handle import ModelHandle
@@ -365,7 +365,7 @@ def placement(scenario: Scenario) -> EngineConfig:
         gpu_layers=999 if on_device else 0,
         ram_expert_layers=max(0, 64 - scenario.experts_on_device) if on_device else 0,
         repack=scenario.packed,
-        mmap=scenario.mmap,
+        load_mode=LoadMode.MMAP if scenario.mmap else LoadMode.NONE,
     )
 
 

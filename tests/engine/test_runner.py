@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
-from moetune.engine.config import CacheKnobs, EngineConfig, KvType, Policy
+from moetune.engine.config import CacheKnobs, EngineConfig, FlashAttention, KvType, LoadMode, Policy, PromptWay
 from moetune.engine.emulator import parse_emulated
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
@@ -64,6 +64,9 @@ def test_one_process_serves_all_trials_of_a_placement(runner: EngineRunner) -> N
         replace(CACHED, cache=CacheKnobs(slots=8, policy=Policy.LRU, interval_tokens=1)),
         replace(CACHED, type_k=KvType.Q8_0, type_v=KvType.Q8_0),
         replace(CACHED, n_ctx=512, n_ubatch=32, n_threads=2),
+        replace(CACHED, n_threads=1, n_threads_batch=2),
+        replace(CACHED, flash_attn=FlashAttention.OFF),
+        replace(CACHED, cache=CacheKnobs(slots=4, repack=True, prefill=PromptWay.COLD, reserve_bytes=1 << 20)),
         replace(CACHED, cache=CacheKnobs(slots=0)),
     ]
     for config in variants:
@@ -91,6 +94,12 @@ def test_another_placement_gets_a_fresh_process(runner: EngineRunner) -> None:
     result = measured(runner, STOCK)
     assert result.load_s > 0
     assert runner.pid != pid
+
+
+def test_how_weights_lie_in_memory_takes_a_reload(runner: EngineRunner) -> None:
+    """A process that has mapped or packed them is not asked to change its mind."""
+    for config in (STOCK, replace(STOCK, load_mode=LoadMode.NONE), replace(STOCK, repack=False)):
+        assert measured(runner, config).load_s > 0
 
 
 def test_killed_worker_costs_its_trial_only(runner: EngineRunner) -> None:

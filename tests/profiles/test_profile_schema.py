@@ -1,7 +1,7 @@
 """What a profile's file may hold, and what is refused."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from moetune.engine.config import CacheKnobs, EngineConfig, KvType, Policy
+from moetune.engine.config import (
+    Ahead,
+    CacheKnobs,
+    EngineConfig,
+    FlashAttention,
+    KvType,
+    LoadMode,
+    Policy,
+    PromptWay,
+    SplitMode,
+    Spread,
+)
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile, read_profile, to_yaml
 
-GOLDEN = Path(__file__).parent / "goldens" / "profile-v1.yaml"
+GOLDENS = Path(__file__).parent / "goldens"
+GOLDEN = GOLDENS / "profile-v2.yaml"
 
 
 def refused(path: Path) -> MoetuneError:
@@ -44,7 +56,7 @@ def with_value(tmp_path: Path, dotted: str, value: object) -> Path:
 
 def test_a_profile_of_schema_1_keeps_its_meaning() -> None:
     """The golden file of schema version 1 loads with every value where it was."""
-    profile = read_profile(GOLDEN)
+    profile = read_profile(GOLDENS / "profile-v1.yaml")
     assert profile.config == EngineConfig(
         n_ctx=8192,
         n_threads=8,
@@ -55,24 +67,57 @@ def test_a_profile_of_schema_1_keeps_its_meaning() -> None:
         cache=CacheKnobs(
             slots=12, policy=Policy.HEAT, interval_tokens=4, min_sightings=2, dwell_tokens=16, half_life_tokens=128.0
         ),
-        mmap=False,
+        load_mode=LoadMode.NONE,
     )
     assert (profile.result.tg_tps, profile.result.hit_rate, profile.baseline.hit_rate) == (31.25, 0.81, None)
     assert (profile.workload, profile.verdict.kind, profile.gain_low) == ("chat", "cache-wins", 1.35)
 
 
+def test_a_profile_of_schema_2_keeps_its_meaning() -> None:
+    """The golden file of schema version 2 loads with every value where it was."""
+    profile = read_profile(GOLDEN)
+    assert profile.config == EngineConfig(
+        n_ctx=8192,
+        n_threads=8,
+        n_threads_batch=16,
+        type_v=KvType.Q8_0,
+        device="CUDA0",
+        gpu_layers=33,
+        ram_expert_layers=20,
+        cache=CacheKnobs(
+            slots=0,
+            budget_bytes=4294967296,
+            spread=Spread.COVERAGE,
+            policy=Policy.LFRU,
+            interval_tokens=4,
+            routing="/home/me/.config/moetune/profiles/m/routing.moetrace",
+            prefill=PromptWay.STREAM,
+            reserve_bytes=536870912,
+            ahead=Ahead.NEVER,
+        ),
+        load_mode=LoadMode.DIO,
+        no_host=True,
+        flash_attn=FlashAttention.ON,
+        more_devices=("CUDA1",),
+        tensor_split=(25, 8),
+        split_mode=SplitMode.ROW,
+    )
+    assert (profile.result.tg_tps, profile.result.hit_rate, profile.baseline.hit_rate) == (31.25, 0.81, None)
+
+
+def test_an_old_profile_is_written_in_the_new_schema(tmp_path: Path) -> None:
+    """Reading schema 1, writing and reading again changes nothing."""
+    old = read_profile(GOLDENS / "profile-v1.yaml")
+    path = tmp_path / "again.yaml"
+    path.write_text(to_yaml(old))
+    assert "schema_version: 2" in path.read_text()
+    assert read_profile(path) == old
+
+
 def test_the_writer_reproduces_the_golden_file() -> None:
-    """Writing the golden profile again gives the same values in the same order, and what it left out at its default."""
-    again = yaml.safe_load(to_yaml(read_profile(GOLDEN)))
-    golden = yaml.safe_load(GOLDEN.read_text())
-    assert list(again) == list(golden)
-    knobs, old_knobs = again["config"].pop("cache"), golden["config"].pop("cache")
-    assert again == golden
-    assert {name: knobs[name] for name in old_knobs} == old_knobs
-    defaults = asdict(CacheKnobs(0))
-    assert {name: knobs[name] for name in knobs.keys() - old_knobs} == {
-        name: defaults[name] for name in defaults.keys() - old_knobs
-    }
+    """Writing the golden profile again gives the same file."""
+    assert yaml.safe_load(to_yaml(read_profile(GOLDEN))) == yaml.safe_load(GOLDEN.read_text())
+    assert to_yaml(read_profile(GOLDEN)) == GOLDEN.read_text()
 
 
 @given(
@@ -112,6 +157,18 @@ def test_what_is_written_is_read_back(
         ("config.cache.hysteresis", math.nan),
         ("config.cache.half_life_tokens", 0.0),
         ("config.device", "CUDA0\x1b[2J"),
+        ("config.mmap", True),
+        ("config.load_mode", "floppy"),
+        ("config.n_threads_batch", 0),
+        ("config.n_threads_batch", 10**9),
+        ("config.more_devices", ["CUDA1\n"]),
+        ("config.more_devices", ["CUDA1"] * 16),
+        ("config.tensor_split", [25]),
+        ("config.tensor_split", [25, -8]),
+        ("config.tensor_split", [0, 0]),
+        ("config.cache.reserve_bytes", -1),
+        ("config.cache.ahead", "sometimes"),
+        ("config.cache.routing", "a\nb"),
         ("result.tg_tps", math.inf),
         ("result.tg_tps", -1.0),
         ("result.hit_rate", 1.5),
@@ -120,6 +177,8 @@ def test_what_is_written_is_read_back(
         ("verdict.sentence", "two\nlines"),
         ("created_at", "yesterday"),
         ("schema_version", 0),
+        ("schema_version", 1),
+        ("schema_version", True),
         ("schema_version", "1"),
     ],
 )
@@ -138,7 +197,7 @@ def test_a_missing_value_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_newer_schema_says_to_upgrade(tmp_path: Path) -> None:
     """A profile of a later schema is not called corrupt, whatever else is in it."""
     path = tmp_path / "newer.yaml"
-    path.write_text("schema_version: 2\nsomething_new: [1, 2]\n")
+    path.write_text("schema_version: 3\nsomething_new: [1, 2]\n")
     error = refused(path)
     assert "newer moetune" in error.cause
     assert "Upgrade" in error.remedy

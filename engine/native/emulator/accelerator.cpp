@@ -39,7 +39,7 @@ ggml_guid_t accelerator_guid() {
     return &guid;
 }
 
-const char * backend_name(ggml_backend_t) { return Accelerator::name; }
+const char * backend_name(ggml_backend_t backend) { return accelerator(backend->device).name(); }
 
 void free_backend(ggml_backend_t backend) {
     delete static_cast<Backend *>(backend->context);
@@ -65,11 +65,13 @@ void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void *
     stream(backend).submit(Transfer{dst, from, size_bytes, Direction::to_host});
 }
 
-// On the source's stream; the destination's waits for it. False for what is not between two streams of this device.
+// On the source's stream; the destination's waits for it. False for what is not between two streams of one device: the
+// emulated board has no way from one device to another but through the host.
 bool cpy_tensor_async(ggml_backend_t src_backend, ggml_backend_t dst_backend, const ggml_tensor * src,
                       ggml_tensor * dst) {
-    if (!ggml_guid_matches(src_backend->guid, accelerator_guid()) || !is_vram(buffer_of(src)->buft) ||
-        !is_vram(buffer_of(dst)->buft)) {
+    const ggml_backend_dev_t device = dst_backend->device;
+    if (src_backend->device != device || !is_vram_of(buffer_of(src)->buft, device) ||
+        !is_vram_of(buffer_of(dst)->buft, device)) {
         return false;
     }
     stream(src_backend).submit(Copy{dst->data, src->data, ggml_nbytes(dst)});
@@ -80,10 +82,10 @@ bool cpy_tensor_async(ggml_backend_t src_backend, ggml_backend_t dst_backend, co
 void synchronize(ggml_backend_t backend) { stream(backend).synchronize(); }
 
 // A kernel that reads memory which its device cannot address ends the program.
-void require_addressable(const ggml_tensor & tensor, const ggml_tensor & node) {
+void require_addressable(ggml_backend_dev_t device, const ggml_tensor & tensor, const ggml_tensor & node) {
     const ggml_backend_buffer_t buffer = buffer_of(&tensor);
-    if (buffer != nullptr && is_vram(buffer->buft)) { return; }
-    GGML_ABORT("%s: '%s', which '%s' uses, lies in %s", Accelerator::name, tensor.name, node.name,
+    if (buffer != nullptr && is_vram_of(buffer->buft, device)) { return; }
+    GGML_ABORT("%s: '%s', which '%s' uses, lies in %s", accelerator(device).name(), tensor.name, node.name,
                buffer == nullptr ? "no buffer" : ggml_backend_buffer_name(buffer));
 }
 
@@ -91,9 +93,9 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor & node = *graph->nodes[i];
         if (!computes(node)) { continue; }
-        require_addressable(node, node);
+        require_addressable(backend->device, node, node);
         for (const ggml_tensor * source : node.src) {
-            if (source != nullptr) { require_addressable(*source, node); }
+            if (source != nullptr) { require_addressable(backend->device, *source, node); }
         }
     }
     if (!accelerator(backend->device).machine().admit_graph()) { return GGML_STATUS_FAILED; }
@@ -126,7 +128,7 @@ ggml_backend_i backend_interface() {
 
 // ---- the device
 
-const char * device_name(ggml_backend_dev_t) { return Accelerator::name; }
+const char * device_name(ggml_backend_dev_t device) { return accelerator(device).name(); }
 
 const char * device_description(ggml_backend_dev_t device) { return accelerator(device).description(); }
 
@@ -175,7 +177,7 @@ bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
 }
 
 bool supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
-    return is_vram(type) && type->device == device;
+    return is_vram_of(type, device);
 }
 
 // The same rule as CUDA's.
@@ -248,8 +250,9 @@ std::string describe(const Machine & machine) {
 
 }  // namespace
 
-Accelerator::Accelerator(Machine & machine, ggml_backend_reg_t reg)
-    : machine_(machine),
+Accelerator::Accelerator(int index, Machine & machine, ggml_backend_reg_t reg)
+    : name_("EMU" + std::to_string(index)),
+      machine_(machine),
       device_{device_interface(), reg, this},
       vram_type_(make_vram_type(&device_, *this)),
       pinned_type_(make_pinned_type(&device_)) {}

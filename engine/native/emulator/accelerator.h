@@ -1,4 +1,4 @@
-// EMU0: a GPU-type ggml device. Its arithmetic is the CPU backend's, on a real core of this computer: work on it and on
+// EMU0, EMU1 and so on: GPU-type ggml devices. Its arithmetic is the CPU backend's, on a real core of this computer: work on it and on
 // the host overlap only where there are cores for both, and where the arithmetic takes longer than the modelled machine
 // would, the counters report it as late.
 #pragma once
@@ -17,12 +17,11 @@ namespace emu {
 
 class Accelerator {
 public:
-    static constexpr const char * name = "EMU0";
-
-    Accelerator(Machine & machine, ggml_backend_reg_t reg);
+    Accelerator(int index, Machine & machine, ggml_backend_reg_t reg);
     Accelerator(const Accelerator &) = delete;
     Accelerator & operator=(const Accelerator &) = delete;
 
+    const char * name() const { return name_.c_str(); }
     Machine & machine() { return machine_; }
     ggml_backend_dev_t device() { return &device_; }
     ggml_backend_buffer_type_t vram_type() { return &vram_type_; }
@@ -38,6 +37,7 @@ public:
     void remove(Stream & stream);
 
 private:
+    const std::string name_;
     Machine & machine_;
     ggml_backend_device device_;
     ggml_backend_buffer_type vram_type_;

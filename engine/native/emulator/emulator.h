@@ -8,7 +8,7 @@
 
 extern "C" {
 
-// Totals since registration. "busy" is modelled time; "late" is real time by which the arithmetic overran the model:
+// Totals over the devices since registration. "busy" is modelled time; "late" is real time by which the arithmetic overran the model:
 // where it is not small beside "busy", the numbers describe this computer and not the emulated machine.
 struct emu_counter_values {
     uint64_t h2d_bytes;

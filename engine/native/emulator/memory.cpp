@@ -74,9 +74,9 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void *
     carry_now(machine(buffer), {dst, at(tensor, offset), size_bytes, Direction::to_host});
 }
 
-// Within the accelerator only; for anything else ggml falls back on set_tensor and get_tensor.
+// Within one accelerator only; for anything else ggml falls back on set_tensor and get_tensor.
 bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
-    if (!is_vram(buffer_of(src)->buft)) { return false; }
+    if (!is_vram_of(buffer_of(src)->buft, buffer->buft->device)) { return false; }
     Machine & shared = machine(buffer);
     shared.hold_until(duplicate(shared, Clock::now(), {dst->data, src->data, ggml_nbytes(src)}));
     return true;
@@ -112,7 +112,9 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size_
     return ggml_backend_buffer_init(type, buffer_interface(), allocation.release(), size_bytes);
 }
 
-const char * get_vram_name(ggml_backend_buffer_type_t) { return Accelerator::name; }
+const char * get_vram_name(ggml_backend_buffer_type_t type) {
+    return static_cast<Accelerator *>(type->context)->name();
+}
 
 size_t get_alignment(ggml_backend_buffer_type_t) { return alignment_bytes; }
 
@@ -157,7 +159,9 @@ ggml_backend_buffer_type make_pinned_type(ggml_backend_dev_t device) {
     return type;
 }
 
-bool is_vram(ggml_backend_buffer_type_t type) { return type->iface.get_name == get_vram_name; }
+bool is_vram_of(ggml_backend_buffer_type_t type, ggml_backend_dev_t device) {
+    return type->iface.get_name == get_vram_name && type->device == device;
+}
 
 bool is_pinned(ggml_backend_buffer_type_t type) { return type->iface.get_name == get_pinned_name; }
 

@@ -19,7 +19,7 @@ ggml_backend_buffer_type make_vram_type(ggml_backend_dev_t device, Accelerator &
 ggml_backend_buffer_type make_pinned_type(ggml_backend_dev_t device);
 
 // Also true of a copy of the type under another address, as with CUDA's types.
-bool is_vram(ggml_backend_buffer_type_t type);
+bool is_vram_of(ggml_backend_buffer_type_t type, ggml_backend_dev_t device);
 bool is_pinned(ggml_backend_buffer_type_t type);
 
 // The buffer that holds a tensor's data; null before it has any.

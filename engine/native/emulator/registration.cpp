@@ -1,7 +1,8 @@
-// How ggml finds the two devices, and the library's own C interface.
+// How ggml finds the devices, and the library's own C interface.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -32,22 +33,39 @@ Settings checked_settings() {
 
 ggml_backend_reg make_reg(void * context);
 
-struct Registered {
-    explicit Registered(const Settings & settings) : machine(settings) {}
+// An accelerator, and the machine as it knows it.
+struct Card {
+    Card(int index, const Settings & settings, ggml_backend_reg_t reg)
+        : machine(settings), accelerator(index, machine, reg) {}
 
     Machine machine;
+    Accelerator accelerator;
+};
+
+// A deque leaves its cards where they are, which ggml points at.
+std::deque<Card> make_cards(const Settings & settings, ggml_backend_reg_t reg) {
+    std::deque<Card> cards;
+    for (int i = 0; i < settings.devices; ++i) { cards.emplace_back(i, settings, reg); }
+    return cards;
+}
+
+struct Registered {
+    explicit Registered(const Settings & settings) : cards(make_cards(settings, &reg)) {}
+
     ggml_backend_reg reg = make_reg(this);
-    Accelerator accelerator{machine, &reg};
-    SlowHost slow_host{machine, &reg};
+    std::deque<Card> cards;
+    SlowHost slow_host{cards.front().machine, &reg};
 };
 
 const char * reg_name(ggml_backend_reg_t) { return "EMU"; }
 
-size_t device_count(ggml_backend_reg_t) { return 2; }
+Registered & registered_of(ggml_backend_reg_t reg) { return *static_cast<Registered *>(reg->context); }
+
+size_t device_count(ggml_backend_reg_t reg) { return registered_of(reg).cards.size() + 1; }
 
 ggml_backend_dev_t get_device(ggml_backend_reg_t reg, size_t index) {
-    auto & registered = *static_cast<Registered *>(reg->context);
-    return index == 0 ? registered.accelerator.device() : registered.slow_host.device();
+    Registered & registered = registered_of(reg);
+    return index < registered.cards.size() ? registered.cards[index].accelerator.device() : registered.slow_host.device();
 }
 
 void * get_proc_address(ggml_backend_reg_t, const char * name) {
@@ -82,6 +100,17 @@ private:
     std::mutex mutex_;
     Registered * registered_ = nullptr;
 };
+
+// Counters are nothing but numbers of one kind.
+void add(emu_counter_values & sum, const emu_counter_values & more) {
+    constexpr size_t count = sizeof(emu_counter_values) / sizeof(uint64_t);
+    uint64_t values[count];
+    uint64_t added[count];
+    std::memcpy(values, &sum, sizeof(values));
+    std::memcpy(added, &more, sizeof(added));
+    for (size_t i = 0; i < count; ++i) { values[i] += added[i]; }
+    std::memcpy(&sum, values, sizeof(values));
+}
 
 Registration & registration() {
     static Registration * const the_one = new Registration;
@@ -119,7 +148,7 @@ int emu_set(const char * key, const char * value) {
     const auto dial = emu::dial_named(key);
     if (!dial) { return EMU_UNKNOWN_KEY; }
     try {
-        registered->machine.set_dial(*dial, emu::parse_dial(*dial, value));
+        for (auto & card : registered->cards) { card.machine.set_dial(*dial, emu::parse_dial(*dial, value)); }
     } catch (const std::exception &) { return EMU_BAD_VALUE; }
     return EMU_OK;
 }
@@ -127,7 +156,8 @@ int emu_set(const char * key, const char * value) {
 int emu_counters(struct emu_counter_values * out, size_t size_bytes) {
     emu::Registered * registered = emu::registration().find();
     if (registered == nullptr) { return EMU_NOT_REGISTERED; }
-    const emu_counter_values values = registered->machine.counters();
+    emu_counter_values values{};
+    for (const auto & card : registered->cards) { emu::add(values, card.machine.counters()); }
     std::memcpy(out, &values, std::min(size_bytes, sizeof(values)));
     return EMU_OK;
 }

@@ -31,6 +31,7 @@ constexpr std::array<Variable, dial_count> dial_variables = {{
 }};
 
 constexpr Variable vram_mib = {"EMU_VRAM_MIB", 256, 1, 1 << 20, true};
+constexpr Variable devices = {"EMU_DEVICES", 1, 1, 16, true};
 constexpr Variable threads = {"EMU_THREADS", 1, 1, 512, true};
 // ggml's own variable and default, which CUDA reads too.
 constexpr Variable offload_batch = {"GGML_OP_OFFLOAD_MIN_BATCH", 32, 0, 1 << 30, true};
@@ -57,6 +58,7 @@ double read(const Variable & variable) {
 
 Settings settings_from_environment() {
     Settings settings{};
+    settings.devices = static_cast<int>(read(devices));
     settings.vram_bytes = static_cast<size_t>(read(vram_mib)) << 20;
     settings.threads = static_cast<int>(read(threads));
     settings.offload_batch_tokens = static_cast<int>(read(offload_batch));

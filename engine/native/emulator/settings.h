@@ -25,7 +25,8 @@ enum class Dial : size_t {
 constexpr size_t dial_count = 9;
 
 struct Settings {
-    size_t vram_bytes;
+    int devices;               // accelerators, each with memory and a link of its own
+    size_t vram_bytes;         // of each
     int threads;               // of the accelerator's arithmetic, not of the slow host's
     int offload_batch_tokens;  // from here on llama.cpp streams host weights to the accelerator
     std::array<double, dial_count> dials;  // 0 lifts a throttle and injects no fault

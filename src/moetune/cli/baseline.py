@@ -1,10 +1,10 @@
 """What runs when there is no profile: the first baseline that a search would measure."""
 
 from moetune.autotune.baselines import STOCK_CPU, Baseline, fixed_baselines
-from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.memory import memory_of, require_memory
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import build_space
-from moetune.autotune.tier import NO_DEVICE, choose_tier
+from moetune.autotune.tier import NO_DEVICE
 from moetune.cli.folders import studies_folder
 from moetune.engine.config import EngineConfig
 from moetune.engine.library import engine_version
@@ -16,7 +16,7 @@ from moetune.profiles.workload import Workload
 def baseline_for(model: Model, machine: Machine, device: str | None, workload: Workload, n_ctx: int) -> Baseline:
     """Stock llama.cpp with default settings, experts in RAM and the rest on the fast tier if it has room for that."""
     request = SearchRequest(workload, n_ctx, studies_folder(), engine_version(), device=device)
-    memory = _memory(model, machine, device)
+    memory = memory_of(model, machine, device)
     baselines = fixed_baselines(build_space(model, machine.cpu, memory, request))
     on_cpu = next((b for b in baselines if b.name == STOCK_CPU), baselines[0])
     return baselines[0] if memory.fits_fast(baselines[0].config) else on_cpu
@@ -24,8 +24,5 @@ def baseline_for(model: Model, machine: Machine, device: str | None, workload: W
 
 def check_memory(model: Model, machine: Machine, config: EngineConfig, *, allow_overcommit: bool) -> None:
     """Raise `MoetuneError` (MEMORY) for a configuration that this machine has no room for now."""
-    require_memory(_memory(model, machine, config.device or NO_DEVICE), config, allow_overcommit)
-
-
-def _memory(model: Model, machine: Machine, device: str | None) -> MemoryModel:
-    return MemoryModel(model, choose_tier(machine, device), machine.memory.available_bytes)
+    devices = ",".join((config.device, *config.more_devices)) if config.device is not None else NO_DEVICE
+    require_memory(memory_of(model, machine, devices), config, allow_overcommit)

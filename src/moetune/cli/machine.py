@@ -33,10 +33,10 @@ def measured_machine(model: Model | None, emulated: EmulatedMachine | None, *, f
 
 
 def fast_tier_name(machine: Machine, asked: str | None, emulated: EmulatedMachine | None) -> str | None:
-    """The device to use: the one asked for, else the emulated one if there is one, else None for the best there is."""
+    """The devices to use: those asked for, else the emulated ones if there are any, else None for the best ones."""
     if asked is not None or emulated is None:
         return asked
-    return next((device.name for device in machine.devices if device.emulated and device.has_link), None)
+    return ",".join(device.name for device in machine.devices if device.emulated and device.has_link) or None
 
 
 def _add(emulated: EmulatedMachine | None) -> None:

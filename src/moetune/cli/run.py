@@ -125,10 +125,11 @@ def _wants_chat(chat: bool | None, model: Model) -> bool:
 
 
 def _apply(profile: Profile, machine: Machine) -> EngineConfig:
-    device = profile.config.device
-    if device is not None and device not in [known.name for known in machine.devices]:
+    needed = [name for name in (profile.config.device, *profile.config.more_devices) if name is not None]
+    gone = [name for name in needed if name not in [known.name for known in machine.devices]]
+    if gone:
         raise MoetuneError(
-            f"The profile runs on the device {device}, which is not there now.",
+            f"The profile runs on the device {gone[0]}, which is not there now.",
             "Bring the device back, or search again.",
             ExitCode.DEVICE,
         )

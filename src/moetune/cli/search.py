@@ -49,7 +49,10 @@ def search(
         int, typer.Option("--patience", min=1, help="End the trials when so many in a row brought nothing.")
     ] = SearchRequest.patience,
     device: Annotated[
-        str | None, typer.Option("--device", help="llama.cpp's name of the fast tier; 'none' for the CPU alone.")
+        str | None,
+        typer.Option(
+            "--device", help="llama.cpp's names of the fast tiers, default all GPUs; 'none' for the CPU alone."
+        ),
     ] = None,
     kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
         DEFAULT_KV_TYPES
@@ -88,6 +91,7 @@ def search(
         kv_types=competing,
         seed=seed,
         allow_overcommit=allow_overcommit,
+        routing=store.recorded_routing(model.fingerprint),
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:
