@@ -21,7 +21,7 @@ _SLOT_PADDING_BYTES = 6 * 256
 _STAGING_SHARE = 1 / 128
 _STAGING_PADDING_BYTES = 7 * 4096
 _STREAMED_PAIRS = 512
-_STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
+STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MemoryModel:
 
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
-        layers = (layer for layer in self.model.layers if layer.expert_bytes and self._experts_in_ram(config, layer))
+        layers = (layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer))
         return sum(layer.expert_bytes + _SLOT_PADDING_BYTES for layer in layers)
 
     def slots_that_fit(self, config: EngineConfig, share: float) -> int:
@@ -90,19 +90,19 @@ class MemoryModel:
         """Whether the fast tier holds the configuration."""
         return self.excess_bytes(config)[0] <= 0
 
-    def _experts_in_ram(self, config: EngineConfig, layer: Layer) -> bool:
-        return layer.index < config.ram_expert_layers or not self._on_device(config, layer.index)
+    def experts_in_ram(self, config: EngineConfig, layer: Layer) -> bool:
+        return layer.index < config.ram_expert_layers or not self.on_device(config, layer.index)
 
-    def _on_device(self, config: EngineConfig, index: int) -> bool:
+    def on_device(self, config: EngineConfig, index: int) -> bool:
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
     def _raw(self, config: EngineConfig) -> Footprint:
         model = self.model
         weights = cache = 0
         for layer in model.layers:
-            if self._on_device(config, layer.index):
+            if self.on_device(config, layer.index):
                 weights += layer.dense_bytes
-                weights += 0 if self._experts_in_ram(config, layer) else layer.routed_bytes
+                weights += 0 if self.experts_in_ram(config, layer) else layer.routed_bytes
                 cache += _context_bytes(config, layer)
         if config.gpu_layers > 0:
             weights += model.output_bytes + model.other_bytes
@@ -133,12 +133,12 @@ class MemoryModel:
         model, batch = self.model, config.n_ubatch
         stream = batch * model.n_embd * 4
         logits = batch * model.n_vocab * 4
-        in_ram = [layer for layer in model.layers if self._experts_in_ram(config, layer)]
+        in_ram = [layer for layer in model.layers if self.experts_in_ram(config, layer)]
         routed = stream * model.n_expert_used * 2 if len(in_ram) < model.n_layers or not config.gpu_layers else 0
         mask = batch * config.n_ctx * 4
-        elsewhere = [layer for layer in model.layers if config.gpu_layers and not self._on_device(config, layer.index)]
+        elsewhere = [layer for layer in model.layers if config.gpu_layers and not self.on_device(config, layer.index)]
         visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
-        staged = config.gpu_layers > 0 and batch >= _STAGED_BATCH
+        staged = config.gpu_layers > 0 and batch >= STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
         return max(logits + 2 * stream, 4 * stream + routed) + mask + visiting + copied
 
