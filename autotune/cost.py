@@ -1,13 +1,13 @@
 """Predicts speed and memory of any configuration from the model's file, the machine's figures and its routing."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import log
 from statistics import median
 
 from moetune.autotune.cost_correction import Correction
-from moetune.autotune.cost_decode import Decode
+from moetune.autotune.cost_decode import Decode, add
 from moetune.autotune.cost_figures import Figures, Resource, figures_of
 from moetune.autotune.cost_hits import DEFAULT_SKEW, HitCurve, curve_from_skew
 from moetune.autotune.cost_prompt import Prompt
@@ -56,7 +56,7 @@ class Prediction:
         waits = f"{self.waits[longest]:.0%} of a turn is {_WAITING[longest]}"
         if self.bound is longest:
             return f"{self.bound} binds: {waits}"
-        return f"{self.bound} binds: {waits}, and with twice the {self.bound} it would take {1 - self.remedies[0].saved:.0%}"
+        return f"{self.bound} binds: {waits}, and twice as much {self.bound} would save {self.remedies[0].saved:.0%}"
 
 
 _WAITING = {
@@ -87,9 +87,8 @@ class CostModel:
         prompt, token = self._parts(config)
         turn_s = self._turn_s(prompt, token)
         remedies = self._remedies(config, turn_s)
-        waits = Counter(prompt)
-        for resource, seconds in token.items():
-            waits[resource] += self.shape.reply_tokens * seconds
+        waits = defaultdict[Resource, float](float, prompt)
+        add(waits, token, self.shape.reply_tokens)
         footprint = self.memory.footprint(config)
         fast_excess, host_excess = self.memory.excess_bytes(config)
         longest = max(waits, key=lambda resource: waits[resource])
@@ -175,9 +174,7 @@ class CostModel:
         layer_bytes = max(layer.routed_bytes + layer.dense_bytes for layer in model.layers)
         more = config.gpu_layers + room // max(1, layer_bytes)
         experts = max(0, model.n_layers - more) if config.ram_expert_layers else 0
-        return replace(
-            config, device=tier.name, gpu_layers=min(model.n_layers + 1, more), ram_expert_layers=experts
-        )
+        return replace(config, device=tier.name, gpu_layers=min(model.n_layers + 1, more), ram_expert_layers=experts)
 
 
 def cost_model(

@@ -1,7 +1,7 @@
 """Seconds a token of generation takes: layer after layer, each as long as the slower of its two sides."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,13 +36,13 @@ class Decode:
     def seconds(self) -> Seconds:
         """What a token waits for, by resource; the sum is its time."""
         model, figures = self.memory.model, self.figures
-        spent = Counter[Resource]({Resource.FIXED: figures.token_s})
-        for layer in model.layers:
-            spent.update(self._dense(layer))
+        spent = defaultdict[Resource, float](float, {Resource.FIXED: figures.token_s})
+        for layer, count in alike(self.memory, self.config):
+            add(spent, self._dense(layer), count)
             if layer.expert_bytes:
-                spent.update(self._routed(layer))
+                add(spent, self._routed(layer), count)
         on_device = self.config.gpu_layers > 0
-        spent.update(self._read(model.output_bytes, OUTPUT_NODES, on_device=on_device))
+        add(spent, self._read(model.output_bytes, OUTPUT_NODES, on_device=on_device))
         return spent
 
     def _dense(self, layer: Layer) -> Seconds:
@@ -72,13 +72,12 @@ class Decode:
             }
         if not self.config.has_slots:
             return self._missed(layer, used)
-        spent = Counter[Resource]()
+        spent = defaultdict[Resource, float](float)
         for misses, chance in enumerate(_chances(used, round(1 - self.hit_rate, 6))):
             hot = self._hit(layer, used - misses)
             cold = self._missed(layer, misses)
             slower = max(hot, cold, key=lambda side: sum(side.values()))
-            for resource, seconds in slower.items():
-                spent[resource] += chance * seconds
+            add(spent, slower, chance)
         return spent
 
     def _hit(self, layer: Layer, pairs: int) -> Seconds:
@@ -101,6 +100,22 @@ class Decode:
             Resource.FIXED: (ROUTED_NODES * figures.host_node_s if pairs else 0.0) + (figures.join_s if away else 0.0),
             Resource.LINK: (pairs + 1) * row / figures.link if away and pairs else 0.0,
         }
+
+
+def add(spent: defaultdict[Resource, float], more: Seconds, times: float = 1.0) -> None:
+    """Count seconds in, so many times."""
+    for resource, seconds in more.items():
+        spent[resource] += times * seconds
+
+
+def alike(memory: MemoryModel, config: EngineConfig) -> Iterable[tuple[Layer, int]]:
+    """One layer of each sort that costs the same, and how many there are of it."""
+    sorts: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in memory.model.layers:
+        place = (memory.on_device(config, layer.index), memory.experts_in_ram(config, layer))
+        sizes = (layer.expert_bytes, layer.dense_bytes, layer.k_values, layer.v_values, layer.state_values)
+        sorts.setdefault((*place, *sizes), []).append(layer)
+    return [(of_sort[0], len(of_sort)) for of_sort in sorts.values()]
 
 
 @lru_cache(maxsize=4096)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from moetune.autotune.tier import FastTier
 from moetune.hardware import assumptions as assumed
 from moetune.hardware.assumptions import Assumption
-from moetune.hardware.machine import Compute, DeviceKind, Link, Machine
+from moetune.hardware.machine import Compute, DeviceKind, Link, Machine, reason_for
 
 _GIGA = 1e9
 # Of the packed layout over the plain one, decoding Q4_0 on one core or two: 1 / 0.75, benchmarks/results/engine.json.
@@ -93,13 +93,16 @@ def figures_of(machine: Machine, tier: FastTier | None) -> Figures:
     link = None if on_host else next((k for k in machine.links if tier and k.device == tier.name), None)
     read = machine.memory.read_all_threads
     ram = read.gbps * _GIGA if read else guess(assumed.RAM_GBPS) * _GIGA
-    each = machine.memory.read_1_thread.gbps * _GIGA if machine.memory.read_1_thread else guess(assumed.CORE_GBPS) * _GIGA
+    one = machine.memory.read_1_thread
+    each = (one.gbps if one else guess(assumed.CORE_GBPS)) * _GIGA
     device = (link.device_memory.gbps if link and link.device_memory else 0.0) * _GIGA
+    if link and reason_for(link.missing, "device_memory") == str(assumed.DEVICE_ATTAINED):
+        guess(assumed.DEVICE_ATTAINED)
     if on_host:
         device = ram
     elif not device:
         device = guess(assumed.DEVICE_GBPS) * guess(assumed.DEVICE_ATTAINED) * _GIGA
-    ops = guess(assumed.CORE_GFLOPS) * _GIGA if cpu is None or cpu.batch_gflops is None else cpu.batch_gflops * _GIGA / cpu.threads
+    ops = (cpu.batch_gflops / cpu.threads if cpu and cpu.batch_gflops else guess(assumed.CORE_GFLOPS)) * _GIGA
     return Figures(
         host=_saturating(cpu, ram, guess) or Saturating(each, ram * guess(assumed.HOST_ATTAINED)),
         host_experts=_saturating(slow or cpu, ram, guess) or Saturating(each, ram * guess(assumed.EXPERTS_ATTAINED)),

@@ -21,7 +21,10 @@ _MOST_LOGIT = 12.0
 
 @dataclass(frozen=True)
 class Skew:
-    """The busiest `share` of a layer's experts take `taken` of what is routed; both from 0 to 1. source: who says so."""
+    """The busiest `share` of a layer's experts take `taken` of what is routed; both from 0 to 1.
+
+    source: who says so.
+    """
 
     taken: float
     share: float
@@ -75,7 +78,7 @@ class HitCurve:
 
     def distinct(self, tokens: int) -> float:
         """How many of a layer's experts a batch of so many tokens needs."""
-        return float(sum(1 - (1 - chance) ** tokens for chance in self.chances))
+        return float((1 - (1 - np.array(self.chances)) ** tokens).sum())
 
 
 def curve_from_skew(n_expert: int, n_used: int, skew: Skew) -> HitCurve:

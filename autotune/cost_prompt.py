@@ -1,9 +1,9 @@
 """Seconds a prompt takes: batch after batch, experts in RAM streamed to the device or computed where they lie."""
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
-from moetune.autotune.cost_decode import NODES_A_LAYER, ROUTED_NODES, Seconds
+from moetune.autotune.cost_decode import NODES_A_LAYER, ROUTED_NODES, Seconds, add, alike
 from moetune.autotune.cost_figures import Figures, Resource
 from moetune.autotune.cost_hits import HitCurve
 from moetune.autotune.memory import STAGED_BATCH, MemoryModel
@@ -32,23 +32,21 @@ class Prompt:
 
     def seconds(self) -> Seconds:
         """What the prompt waits for, by resource; the sum is its time."""
-        spent = Counter[Resource]()
+        spent = defaultdict[Resource, float](float)
         size = max(1, min(self.config.n_ubatch, self.tokens))
         whole, rest = divmod(self.tokens, size)
         for batch, times in ((size, whole), (rest, 1 if rest else 0)):
-            if not times:
-                continue
-            for resource, seconds in self._batch(batch).items():
-                spent[resource] += times * seconds
+            if times:
+                add(spent, self._batch(batch), times)
         return spent
 
     def _batch(self, batch: int) -> Seconds:
         model = self.memory.model
-        spent = Counter[Resource]({Resource.FIXED: self.figures.token_s})
-        for layer in model.layers:
-            spent.update(self._dense(layer, batch))
+        spent = defaultdict[Resource, float](float, {Resource.FIXED: self.figures.token_s})
+        for layer, count in alike(self.memory, self.config):
+            add(spent, self._dense(layer, batch), count)
             if layer.expert_bytes:
-                spent.update(self._routed(layer, batch))
+                add(spent, self._routed(layer, batch), count)
         # Only the last token of a prompt needs the output layer.
         on_device = self.config.gpu_layers > 0
         rate = self.figures.device if on_device else self.figures.host.rate(self.config.n_threads)
@@ -65,8 +63,7 @@ class Prompt:
         if on_device:
             return self._on_device(operations, moved, nodes)
         if self._offloads(batch):
-            brought = {Resource.LINK: layer.dense_bytes / self.figures.link}
-            return Counter[Resource](self._on_device(operations, moved, nodes)) + Counter[Resource](brought)
+            return {**self._on_device(operations, moved, nodes), Resource.LINK: layer.dense_bytes / self.figures.link}
         return self._on_host(operations, moved, nodes)
 
     def _routed(self, layer: Layer, batch: int) -> Seconds:
@@ -88,10 +85,10 @@ class Prompt:
         if not self._offloads(batch):
             return host
         # llama.cpp's scheduler brings the experts a batch needs, and then computes.
-        return Counter[Resource](device) + Counter[Resource]({Resource.LINK: needed / self.figures.link})
+        return {**device, Resource.LINK: needed / self.figures.link}
 
     def _cached(self, device: Seconds, host: Seconds, absent: float, batch: int) -> Seconds:
-        """Streamed while the device computes, or on the CPU; by itself the engine takes what it measured to be faster."""
+        """Streamed while the device computes, or on the CPU; left alone the engine takes what it found faster."""
         way = self.config.cache.prefill if self.config.cache else PromptWay.AUTO
         link = {Resource.LINK: absent / self.figures.link}
         streamed = max(link, device, key=lambda side: sum(side.values()))

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.record import NotLaunched, Origin, Outcome, TrialRecord
@@ -19,7 +20,7 @@ _SLOWEST_LOAD_BYTES_S = 50e6
 
 @dataclass
 class Session:
-    """One search under way. memory learns from every trial; everything else stays as it was given."""
+    """One search under way. memory and cost learn from every trial; everything else stays as it was given."""
 
     request: SearchRequest
     space: Space
@@ -28,6 +29,7 @@ class Session:
     trace: Trace
     events: SearchEvents
     memory: MemoryModel
+    cost: CostModel
     clock: Callable[[], float] = field(default=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -125,6 +127,7 @@ class Session:
         planned = config.cache.slots if config.cache is not None else 0
         if isinstance(outcome, Measurement) and outcome.slots == planned:
             self.memory = self.memory.observe(config, outcome.fast_bytes)
+            self.cost = replace(self.cost, memory=self.memory).observe(config, outcome)
 
 
 def fastest(records: list[TrialRecord]) -> TrialRecord | None:

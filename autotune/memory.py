@@ -91,9 +91,11 @@ class MemoryModel:
         return self.excess_bytes(config)[0] <= 0
 
     def experts_in_ram(self, config: EngineConfig, layer: Layer) -> bool:
+        """Whether this configuration leaves the layer's experts to the CPU, or to slots."""
         return layer.index < config.ram_expert_layers or not self.on_device(config, layer.index)
 
     def on_device(self, config: EngineConfig, index: int) -> bool:
+        """Whether a layer's dense part and its KV cache lie on the fast tier."""
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
     def _raw(self, config: EngineConfig) -> Footprint:
@@ -103,12 +105,12 @@ class MemoryModel:
             if self.on_device(config, layer.index):
                 weights += layer.dense_bytes
                 weights += 0 if self.experts_in_ram(config, layer) else layer.routed_bytes
-                cache += _context_bytes(config, layer)
+                cache += context_bytes(config, layer)
         if config.gpu_layers > 0:
             weights += model.output_bytes + model.other_bytes
         slots = config.cache.slots * self.slot_bytes(replace(config, cache=None)) if config.cache else 0
         guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
-        all_context = sum(_context_bytes(config, layer) for layer in model.layers)
+        all_context = sum(context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
         host = model.tensor_bytes - min(weights, model.tensor_bytes) + all_context - cache + _PROCESS_BYTES
         host += (tied_copy if config.gpu_layers > 0 else 0) + self._buffer_bytes(replace(config, gpu_layers=0))
@@ -137,13 +139,14 @@ class MemoryModel:
         routed = stream * model.n_expert_used * 2 if len(in_ram) < model.n_layers or not config.gpu_layers else 0
         mask = batch * config.n_ctx * 4
         elsewhere = [layer for layer in model.layers if config.gpu_layers and not self.on_device(config, layer.index)]
-        visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
+        visiting = max((context_bytes(config, layer) for layer in elsewhere), default=0)
         staged = config.gpu_layers > 0 and batch >= STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
         return max(logits + 2 * stream, 4 * stream + routed) + mask + visiting + copied
 
 
-def _context_bytes(config: EngineConfig, layer: Layer) -> int:
+def context_bytes(config: EngineConfig, layer: Layer) -> int:
+    """A layer's share of the KV cache, its recurrent state included."""
     k_bits, v_bits = KV_BITS_PER_VALUE[config.type_k], KV_BITS_PER_VALUE[config.type_v]
     positions = -(-config.n_ctx // 256) * 256
     return int(positions * (layer.k_values * k_bits + layer.v_values * v_bits) / 8) + layer.state_values * 4

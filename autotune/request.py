@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetune.autotune.cost_hits import HitCurve
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
 
@@ -17,6 +18,7 @@ class SearchRequest:
     configurations, baselines and the duel not counted. finalists: candidates that may duel the best baseline.
     passes: timed prompt passes a trial. longest_trial_s: the time limit before anything is known; later trials get
     `incumbent_factor` times the incumbent's wall time and its reload. engine_version: part of the study's key.
+    hits: recorded or stated hit rates, for the cost model; None takes its assumption.
     allow_overcommit: search even where the model is larger than RAM and fast tier together.
     """
 
@@ -35,4 +37,5 @@ class SearchRequest:
     finalists: int = 2
     duel_blocks: int = 6
     margin: float = 0.01
+    hits: HitCurve | None = None
     allow_overcommit: bool = False

@@ -1,6 +1,7 @@
 """One search, from a model and a machine to a verdict."""
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
+from moetune.autotune.cost import cost_model
 from moetune.autotune.duel import Duel
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
@@ -43,7 +44,8 @@ def search(
         interrupted = False
         try:
             trace = build_trace(request.workload, shape, runner)
-            session = Session(request, space, study, runner, trace, events, memory)
+            cost = cost_model(model, machine, memory, shape, request.hits)
+            session = Session(request, space, study, runner, trace, events, memory, cost)
             _baselines(session)
             _trials(session)
             duels = _finals(session)

@@ -1,14 +1,14 @@
 """Figures taken for granted where nothing was measured: each a value, its unit, and where it comes from.
 
-Three of them were fitted to published measurements of one machine (RTX 2080, i9-10900X with DDR4-3200 on four channels,
-102 GB/s): Qwen3-8B and Qwen3-4B in Q4_K_M wholly on the card at 69.3 and 110.6 tok/s give the share of the card's
-bandwidth that is attained and the cost of an operation; Qwen3-30B-A3B with 36 of 48 layers' experts in RAM at 36.7 tok/s
-then gives the share of RAM's bandwidth that products with experts attain.
+Three of them follow from published measurements of one machine (RTX 2080, 448 GB/s; i9-10900X, DDR4-3200 on four
+channels, 102 GB/s): Qwen3-8B and Qwen3-4B in Q4_K_M wholly on the card at 69.3 and 110.6 tok/s give the share of the
+card's bandwidth that is attained and the cost of an operation; Qwen3-30B-A3B with 36 of 48 layers' experts in RAM at
+36.7 tok/s then gives the share of RAM's bandwidth that products with experts attain.
 """
 
 from dataclasses import dataclass
 
-_LLMFIT = "github.com/AlexsJones/llmfit, pull requests"
+_LLMFIT = "github.com/AlexsJones/llmfit, pull request"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ HOST_ATTAINED = Assumption(
 )
 JOIN_US = Assumption("handing a layer to the CPU and back", 40.0, "us", "two copies of 8 us, two waits of about 10 us")
 DEVICE_OPS_A_BYTE = Assumption(
-    "a device's operations for each byte of its bandwidth",
-    70.0,
+    "a device's operations for each byte that it attains",
+    85.0,
     "",
     "RTX 4090: 4,668 tok/s of prompt, Llama 3 8B, dmatora/LLM-inference-speed-benchmarks issue 10",
 )

@@ -20,6 +20,7 @@ from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_ty
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
+from moetune.cli.plan import recorded_hits
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
 from moetune.engine.measurement import Failed, FailureReason
@@ -79,6 +80,7 @@ def search(
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,
+        hits=recorded_hits(model),
         allow_overcommit=allow_overcommit,
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
