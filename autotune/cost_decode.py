@@ -72,7 +72,7 @@ class Decode:
             }
         if not self.config.has_slots:
             return self._missed(layer, used)
-        spent = defaultdict[Resource, float](float)
+        spent = defaultdict[Resource, float](float, {Resource.FIXED: figures.cached_s})
         for misses, chance in enumerate(_chances(used, round(1 - self.hit_rate, 6))):
             hot = self._hit(layer, used - misses)
             cold = self._missed(layer, misses)

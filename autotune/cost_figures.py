@@ -45,7 +45,8 @@ class Figures:
 
     host, host_experts: RAM read by products with dense and with experts' weights. host_ops: operations a second of one
     thread's products with a batch. node_s, host_node_s: what each operation of a graph costs by itself. join_s: a layer
-    handed from the device to the CPU and back. token_s: what a token costs besides. assumed: what was not measured.
+    handed from the device to the CPU and back. cached_s: what a layer with slots costs beyond that. token_s: what a
+    token costs besides. assumed: what was not measured.
     """
 
     host: Saturating
@@ -56,6 +57,7 @@ class Figures:
     device_ops: float
     node_s: float
     join_s: float
+    cached_s: float
     link: float
     token_s: float
     assumed: tuple[Assumption, ...]
@@ -72,7 +74,7 @@ class Figures:
             case Resource.COMPUTE:
                 return replace(self, host_ops=self.host_ops * factor, device_ops=self.device_ops * factor)
             case Resource.FIXED:
-                costs = ("node_s", "host_node_s", "join_s", "token_s")
+                costs = ("node_s", "host_node_s", "join_s", "cached_s", "token_s")
                 return replace(self, **{name: getattr(self, name) / factor for name in costs})
             case Resource.VRAM:
                 return self
@@ -112,6 +114,8 @@ def figures_of(machine: Machine, tier: FastTier | None) -> Figures:
         device_ops=_device_ops(fast, device, ops, on_host, guess),
         node_s=_or_assumed(fast.node_s if fast else None, assumed.NODE_US, on_host, guess),
         join_s=_or_assumed(fast.join_s if fast else None, assumed.JOIN_US, on_host, guess),
+        # Recorded runs show no such cost on the emulated device; on a GPU none of moetune's are recorded.
+        cached_s=0.0 if on_host or (tier and tier.emulated) else guess(assumed.CACHED_LAYER_US) * 1e-6,
         link=ram if on_host else _link_bytes_s(link, guess),
         token_s=_TOKEN_S,
         assumed=guess.made,

@@ -76,12 +76,9 @@ class Plan:
             "host_limit_bytes": self.cost.memory.host_limit_bytes,
             "context_tokens": self.n_ctx,
             "routing": self.cost.hits.source,
-            "assumed": [
-                {"name": a.name, "value": a.value, "unit": a.unit, "source": a.source}
-                for a in self.cost.figures.assumed
-            ],
+            "assumed": [asdict(assumption) for assumption in self.cost.figures.assumed],
             "kv_bytes": {str(kind): size for kind, size in self.kv_bytes.items()},
-            "memory": [{"what": s.what, "fast_bytes": s.fast_bytes, "host_bytes": s.host_bytes} for s in self.shares],
+            "memory": [asdict(share) for share in self.shares],
             "best": [self._row(planned) for planned in self.best],
             "usual": [self._row(planned) for planned in self.usual],
         }

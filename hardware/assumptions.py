@@ -34,6 +34,12 @@ HOST_ATTAINED = Assumption(
     "llama.cpp issue 19480: 19 GB at 3.54 tok/s on DDR5-5600",
 )
 JOIN_US = Assumption("handing a layer to the CPU and back", 40.0, "us", "two copies of 8 us, two waits of about 10 us")
+CACHED_LAYER_US = Assumption(
+    "what a layer with slots costs besides",
+    410.0,
+    "us",
+    "an RTX 2060 fork whose cache breaks even at 45.9 % hits; moetune's own is not measured on a GPU",
+)
 DEVICE_OPS_A_BYTE = Assumption(
     "a device's operations for each byte that it attains",
     85.0,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.optimize import brentq
 from tabulate import tabulate
 
 from moetune.autotune.cost import CostModel, cost_model
@@ -99,11 +100,16 @@ def machine_for(row: dict[str, Any]) -> Machine:
 
 @dataclass(frozen=True)
 class Held:
-    """A published speed beside its prediction, tok/s."""
+    """A published speed beside its predictions, tok/s.
+
+    without_cost: where a layer with slots cost nothing beside the hand-over, as on the emulated device; None for rows
+    without a cache.
+    """
 
     name: str
     measured: float
     predicted: float
+    without_cost: float | None
 
     @property
     def error(self) -> float:
@@ -131,24 +137,60 @@ def cost_of(row: dict[str, Any]) -> tuple[CostModel, EngineConfig]:
     if "slots" in row:
         config = replace(cache_off(config, tier), cache=CacheKnobs(slots=row["slots"]))
     if "hit_rate" in row:
-        cost = replace(cost, hits=replace(cost.hits, shift=cost.hits.shift_to(row["slots"], row["hit_rate"])))
+        cost = with_hit_rate(cost, row["slots"], row["hit_rate"])
     return cost, config
 
 
+def with_hit_rate(cost: CostModel, slots: int, rate: float) -> CostModel:
+    """The same, with so many hits at so many slots."""
+    return replace(cost, hits=replace(cost.hits, shift=cost.hits.shift_to(slots, rate)))
+
+
+def with_cached_layer(cost: CostModel, cached_s: float) -> CostModel:
+    """The same, with another cost of a layer with slots."""
+    return replace(cost, figures=replace(cost.figures, cached_s=cached_s))
+
+
+def implied_cached_s() -> float:
+    """What a layer with slots costs where a cache is as fast as none at the hit rate that one fork states."""
+    row = next(row for row in rows() if "break_even" in row)
+    cost, config = cost_of(row)
+    uncached = replace(config, cache=None)
+    at_break_even = with_hit_rate(cost, row["slots"], row["break_even"])
+    without_s = 1 / cost.predict(uncached).tg_tps
+
+    def slower(cached_s: float) -> float:
+        return 1 / with_cached_layer(at_break_even, cached_s).predict(config).tg_tps - without_s
+
+    return float(brentq(slower, 0.0, 0.01))
+
+
 def held() -> list[Held]:
-    """Every row with its prediction."""
+    """Every row with its predictions."""
     found = []
     for row in rows():
         cost, config = cost_of(row)
-        found.append(Held(row["name"], row["measured_tps"], cost.predict(config).tg_tps))
+        without = with_cached_layer(cost, 0.0).predict(config).tg_tps if "slots" in row else None
+        found.append(Held(row["name"], row["measured_tps"], cost.predict(config).tg_tps, without))
     return found
 
 
 def table() -> str:
     """As it stands in docs/plan.md."""
-    cells = [(row.name, f"{row.measured:g}", f"{row.predicted:.1f}", f"{row.error:+.0%}") for row in held()]
-    return tabulate(cells, headers=("row", "measured", "predicted", "error"), tablefmt="pipe", disable_numparse=True)
+    cells = [
+        (
+            row.name,
+            f"{row.measured:g}",
+            f"{row.predicted:.1f}",
+            f"{row.error:+.0%}",
+            "" if row.without_cost is None else f"{row.without_cost:.1f}",
+        )
+        for row in held()
+    ]
+    headers = ("row", "measured", "predicted", "error", "without the cost of a cached layer")
+    return tabulate(cells, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 
 if __name__ == "__main__":
     print(table())
+    print(f"a cached layer: {implied_cached_s() * 1e6:.0f} us")
