@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.noise import Noise
@@ -22,7 +23,7 @@ _SLOWEST_LOAD_BYTES_S = 50e6
 
 @dataclass
 class Session:
-    """One search under way. memory learns from every trial; everything else stays as it was given.
+    """One search under way. memory and cost learn from every trial; everything else stays as it was given.
 
     conditions: reads whether the machine keeps still. noise: of the machine, once it has been measured.
     """
@@ -34,6 +35,7 @@ class Session:
     trace: Trace
     events: SearchEvents
     memory: MemoryModel
+    cost: CostModel
     conditions: Callable[[], Conditions] = field(default=read_conditions)
     clock: Callable[[], float] = field(default=time.monotonic)
     noise: Noise | None = None
@@ -144,6 +146,7 @@ class Session:
         spread = config.cache is not None and config.cache.budget_bytes > 0
         if isinstance(outcome, Measurement) and outcome.slots == planned and not spread:
             self.memory = self.memory.observe(config, outcome.fast_bytes)
+            self.cost = replace(self.cost, memory=self.memory).observe(config, outcome)
 
 
 def fastest(records: list[TrialRecord]) -> TrialRecord | None:

@@ -25,7 +25,7 @@ _SLOT_PADDING_BYTES = 6 * 256
 _STAGING_SHARE = 1 / 128
 _STAGING_PADDING_BYTES = 7 * 4096
 _STREAMED_PAIRS = 512
-_STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
+STAGED_BATCH = 32  # from so many tokens on, the scheduler copies RAM experts to the device, cache or not
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class MemoryModel:
 
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
-        layers = (layer for layer in self.model.layers if layer.expert_bytes and self._experts_in_ram(config, layer))
+        layers = (layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer))
         return sum(layer.expert_bytes + _SLOT_PADDING_BYTES for layer in layers)
 
     def slot_room(self, config: EngineConfig) -> int:
@@ -128,10 +128,12 @@ class MemoryModel:
         """Whether the fast tier holds the configuration."""
         return self.excess_bytes(config)[0] <= 0
 
-    def _experts_in_ram(self, config: EngineConfig, layer: Layer) -> bool:
-        return layer.index < config.ram_expert_layers or not self._on_device(config, layer.index)
+    def experts_in_ram(self, config: EngineConfig, layer: Layer) -> bool:
+        """Whether this configuration leaves the layer's experts to the CPU, or to slots."""
+        return layer.index < config.ram_expert_layers or not self.on_device(config, layer.index)
 
-    def _on_device(self, config: EngineConfig, index: int) -> bool:
+    def on_device(self, config: EngineConfig, index: int) -> bool:
+        """Whether a layer's dense part and its KV cache lie on the fast tier."""
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
     def _raw(self, config: EngineConfig) -> Footprint:
@@ -140,7 +142,7 @@ class MemoryModel:
         weights, cache = self._placed_bytes(config)
         slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
         guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
-        all_context = sum(_context_bytes(config, layer) for layer in model.layers)
+        all_context = sum(context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
         host = model.tensor_bytes - min(sum(weights), model.tensor_bytes) + all_context - sum(cache) + _PROCESS_BYTES
         host += (tied_copy if config.gpu_layers > 0 else 0) + self._buffer_bytes(config.on_cpu)
@@ -149,7 +151,7 @@ class MemoryModel:
             host += slots
         if config.cache is not None and config.cache.on and config.cache.repack:
             # A second copy of them in the packed layout.
-            host += sum(layer.routed_bytes for layer in model.layers if self._experts_in_ram(config, layer))
+            host += sum(layer.routed_bytes for layer in model.layers if self.experts_in_ram(config, layer))
         fast = weights[0] + cache[0] + slots + guessed if config.device is not None else 0
         return Footprint(fast, guessed, host)
 
@@ -163,7 +165,7 @@ class MemoryModel:
         without = self._buffer_bytes(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1))
         most = self._buffer_bytes(config)
         return [
-            (w + c, 0 if w == 0 else most if any(self._experts_in_ram(config, layer) for layer in held) else without)
+            (w + c, 0 if w == 0 else most if any(self.experts_in_ram(config, layer) for layer in held) else without)
             for w, c, held in zip(weights[1:], cache[1:], by_device[1:], strict=True)
         ]
 
@@ -171,21 +173,19 @@ class MemoryModel:
         """Weights and KV cache on each of the configuration's devices."""
         by_device = self._layers_by_device(config)
         weights = [
-            sum(
-                layer.dense_bytes + (0 if self._experts_in_ram(config, layer) else layer.routed_bytes) for layer in held
-            )
+            sum(layer.dense_bytes + (0 if self.experts_in_ram(config, layer) else layer.routed_bytes) for layer in held)
             for held in by_device
         ]
         if config.gpu_layers > 0:
             output_at = self._device_index(config, self._shares(config), self.model.n_layers)
             weights[output_at] += self.model.output_bytes + self.model.other_bytes
-        return weights, [sum(_context_bytes(config, layer) for layer in held) for held in by_device]
+        return weights, [sum(context_bytes(config, layer) for layer in held) for held in by_device]
 
     def _layers_by_device(self, config: EngineConfig) -> list[list[Layer]]:
         shares = self._shares(config)
         held: list[list[Layer]] = [[] for _ in shares]
         for layer in self.model.layers:
-            if self._on_device(config, layer.index):
+            if self.on_device(config, layer.index):
                 held[self._device_index(config, shares, layer.index)].append(layer)
         return held
 
@@ -224,13 +224,13 @@ class MemoryModel:
         model, batch = self.model, config.n_ubatch
         stream = batch * model.n_embd * 4
         logits = batch * model.n_vocab * 4
-        in_ram = [layer for layer in model.layers if self._experts_in_ram(config, layer)]
+        in_ram = [layer for layer in model.layers if self.experts_in_ram(config, layer)]
         routed = stream * model.n_expert_used * 2 if len(in_ram) < model.n_layers or not config.gpu_layers else 0
         mask = batch * config.n_ctx * 4
         scores = mask * model.n_head if config.flash_attn is FlashAttention.OFF else 0
-        elsewhere = [layer for layer in model.layers if config.gpu_layers and not self._on_device(config, layer.index)]
-        visiting = max((_context_bytes(config, layer) for layer in elsewhere), default=0)
-        staged = config.gpu_layers > 0 and batch >= _STAGED_BATCH
+        elsewhere = [layer for layer in model.layers if config.gpu_layers and not self.on_device(config, layer.index)]
+        visiting = max((context_bytes(config, layer) for layer in elsewhere), default=0)
+        staged = config.gpu_layers > 0 and batch >= STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
         return max(logits + 2 * stream, 4 * stream + routed) + mask + scores + visiting + copied
 
@@ -240,7 +240,8 @@ def _slot_total(config: EngineConfig, slot_bytes: int) -> int:
     return 0 if knobs is None else knobs.slots * slot_bytes or knobs.budget_bytes
 
 
-def _context_bytes(config: EngineConfig, layer: Layer) -> int:
+def context_bytes(config: EngineConfig, layer: Layer) -> int:
+    """A layer's share of the KV cache, its recurrent state included."""
     k_bits, v_bits = KV_BITS_PER_VALUE[config.type_k], KV_BITS_PER_VALUE[config.type_v]
     positions = -(-config.n_ctx // 256) * 256
     return int(positions * (layer.k_values * k_bits + layer.v_values * v_bits) / 8) + layer.state_values * 4

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetune.autotune.cost_hits import HitCurve
 from moetune.autotune.knobs import Choice
 from moetune.autotune.race import Rules
 from moetune.engine.config import KvType
@@ -22,7 +23,7 @@ class SearchRequest:
     is known; later trials get `incumbent_factor` times the incumbent's wall time and its reload. rules: of the race.
     engine_version: part of the study's key. allow_overcommit: search even where the model is larger than RAM and fast
     tier together. device may name several, separated by commas. routing: the model's recorded routing, None where there
-    is none.
+    is none. hits: recorded or stated hit rates, for the cost model; None takes its assumption.
     """
 
     workload: Workload
@@ -42,5 +43,6 @@ class SearchRequest:
     patience: int = 12
     finalists: int = 3
     rules: Rules = Rules()
+    hits: HitCurve | None = None
     allow_overcommit: bool = False
     routing: Path | None = None

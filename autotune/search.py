@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
+from moetune.autotune.cost import cost_model
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import calibrate, finalists, run_finals
@@ -49,7 +50,8 @@ def search(
         interrupted = False
         try:
             trace = build_trace(request.workload, shape, request.n_ctx, runner)
-            session = Session(request, space, study, runner, trace, events, memory, conditions)
+            cost = cost_model(model, machine, memory, shape, request.hits)
+            session = Session(request, space, study, runner, trace, events, memory, cost, conditions)
             _baselines(session)
             _trials(session)
             outcome = _finals(session)

@@ -1,54 +1,194 @@
-"""A few diverse configurations worth trying before the sampler knows anything."""
+"""The configurations that the cost model expects most of, as different from each other as their speeds allow."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
+from moetune.autotune.cost import CostModel
+from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel
-from moetune.autotune.space import Space, cache_off
-from moetune.engine.config import CacheKnobs, EngineConfig, KvType
+from moetune.autotune.space import Space
+from moetune.engine.config import CacheKnobs, EngineConfig, Policy
+
+N_SEEDS = 12
+# Points looked at before the search by hand, one knob after the other, from the best of each sort.
+_POINTS = 400
+_ROUNDS = 3
+# A configuration predicted this much slower than the best is no seed, however different it is.
+_WORTH = 1.5
+# Each costs a reload; those that differ by less than a quarter of the layers count as one.
+_MOST_PLACEMENTS = 3
+_POLICY_KNOBS = ("interval_tokens", "hysteresis", "promotions", "policy")
+# What the model says nothing about either, and few gain from: left at its default, for the sampler to try.
+_UNKNOWN_KNOBS = ("load_mode", "flash_attn", "spread", "reserve", "prefill", "ahead")
+
+Point = dict[str, Choice]
 
 
-def seeds(space: Space, memory: MemoryModel) -> tuple[EngineConfig, ...]:
+def seeds(space: Space, memory: MemoryModel, cost: CostModel) -> tuple[EngineConfig, ...]:
     """Best guesses first; those that share a placement stand together, to share a load."""
-    return tuple(dict.fromkeys([*_cache_seeds(space, memory), *_stock_seeds(space, memory)]))
+    return _by_placement(best(space, memory, cost, N_SEEDS))
 
 
-def _cache_seeds(space: Space, memory: MemoryModel) -> list[EngineConfig]:
-    if not space.has_cache:
+def best(space: Space, memory: MemoryModel, cost: CostModel, n: int) -> tuple[EngineConfig, ...]:
+    """The `n` predicted-fastest configurations that fit and differ in more than one respect, the fastest first.
+
+    Of 400 points of the space and what hill-climbing makes of the fastest of each placement, KV types and engine. What
+    the model cannot tell apart, how the cache's policy is set, is varied over the picks.
+    """
+    cost = replace(cost, memory=memory)
+    known = _Known(space, memory, cost)
+    for point in _points(space, memory):
+        known.add(point)
+    for point in known.fastest_of_each_sort():
+        _climb(space, known, point)
+    return tuple(dict.fromkeys(_varied(space, _diverse(known.ranked(), n))))
+
+
+class _Known:
+    """Predicted seconds a turn of every configuration that fits, and a point it came from."""
+
+    def __init__(self, space: Space, memory: MemoryModel, cost: CostModel) -> None:
+        self._space, self._memory, self._cost = space, memory, cost
+        self._turns: dict[EngineConfig, float] = {}
+        self._points: dict[EngineConfig, Point] = {}
+
+    def add(self, point: Point) -> float:
+        """The point's predicted turn; infinite where it does not fit."""
+        config = self._space.config_of(point, self._memory)
+        if config not in self._turns:
+            # The plugin without slots is a baseline, and never faster than stock.
+            fits = max(self._memory.excess_bytes(config)) <= 0 and (config.cache is None or config.has_slots)
+            self._turns[config] = self._cost.turn_s(config) if fits else float("inf")
+            self._points[config] = point
+        return self._turns[config]
+
+    def ranked(self) -> list[tuple[float, EngineConfig]]:
+        fitting = [(turn_s, config) for config, turn_s in self._turns.items() if turn_s < float("inf")]
+        return sorted(fitting, key=lambda pair: pair[0])
+
+    def fastest_of_each_sort(self) -> list[Point]:
+        first: dict[object, EngineConfig] = {}
+        for _, config in self.ranked():
+            first.setdefault((config.has_slots, config.gpu_layers > 0, config.type_k, config.type_v), config)
+        return [self._points[config] for config in first.values()]
+
+
+def _points(space: Space, memory: MemoryModel) -> Iterator[Point]:
+    """Random ones, always the same; knobs without a prediction at their defaults."""
+    rng = np.random.default_rng(0)
+    usual = space.params_of(replace(space.default, cache=CacheKnobs(slots=1)), memory)
+    for _ in range(_POINTS):
+        yield {
+            knob.name: usual[knob.name]
+            if knob.name in _POLICY_KNOBS + _UNKNOWN_KNOBS
+            else knob.encode(knob.choices[int(rng.integers(len(knob.choices)))])
+            for knob in space.knobs
+        }
+
+
+def _climb(space: Space, known: _Known, start: Point) -> None:
+    """Each knob in turn to its best value, until nothing gets better."""
+    point, best_s = start, known.add(start)
+    for _ in range(_ROUNDS):
+        before_s = best_s
+        for knob in space.knobs:
+            if knob.name in _POLICY_KNOBS + _UNKNOWN_KNOBS:
+                continue
+            tried = [{**point, knob.name: knob.encode(choice)} for choice in knob.choices]
+            turns = [known.add(candidate) for candidate in tried]
+            if min(turns) < best_s:
+                best_s = min(turns)
+                point = tried[turns.index(best_s)]
+        if best_s >= before_s:
+            return
+
+
+def _diverse(ranked: list[tuple[float, EngineConfig]], n: int) -> list[EngineConfig]:
+    """Fastest first, each unlike all before it; where too few are, ever more alike.
+
+    The fastest with slots and the fastest without are always among them: the model may be wrong about either.
+    """
+    if not ranked:
         return []
-    bare = cache_off(space.default, space.tier)
-    plans = [
-        (bare, 1.0, CacheKnobs(slots=0)),
-        (bare, 0.5, CacheKnobs(slots=0)),
-        # Eager, then patient: both ends of how fast the resident experts may change.
-        (bare, 1.0, CacheKnobs(slots=0, interval_tokens=1, hysteresis=1.1, promotions=4)),
-        (bare, 1.0, CacheKnobs(slots=0, interval_tokens=16, hysteresis=1.5, promotions=1)),
-    ]
-    # A smaller KV cache and smaller buffers leave room for more slots.
-    if _has_q8(space):
-        plans.append((replace(bare, type_k=KvType.Q8_0, type_v=KvType.Q8_0), 1.0, CacheKnobs(slots=0)))
-    if space.choices("n_ubatch"):
-        plans.append((replace(bare, n_ubatch=int(space.choices("n_ubatch")[0])), 1.0, CacheKnobs(slots=0)))
-    if space.choices("gpu_layers"):
-        # Where not even the dense parts fit, slots alone may be the better use of the memory.
-        plans.append((replace(bare, gpu_layers=0), 1.0, CacheKnobs(slots=0)))
-    found = []
-    for config, share, knobs in plans:
-        slots = memory.slots_that_fit(config, share)
-        if slots:
-            found.append(replace(config, cache=replace(knobs, slots=slots)))
+    firsts = {config.has_slots: config for _, config in reversed(ranked)}.values()
+    near = [config for turn_s, config in ranked if turn_s <= _WORTH * ranked[0][0]]
+    placed = _placements([*near, *firsts])
+    worth = [config for config in near if _placement(config) in placed]
+    for least in (3, 2, 1):
+        picked: list[EngineConfig] = []
+        for config in worth:
+            if all(_differences(config, other) >= least for other in picked):
+                picked.append(config)
+        if len(picked) >= n:
+            break
+    extra = [config for config in firsts if config not in picked[:n]]
+    return [*picked[: n - len(extra)], *extra]
+
+
+def _placements(configs: list[EngineConfig]) -> list[tuple[int, int]]:
+    """A few placements far from each other, that of the fastest first."""
+    found: list[tuple[int, int]] = []
+    for placement in map(_placement, configs):
+        if len(found) < _MOST_PLACEMENTS and all(_far(placement, other) for other in found):
+            found.append(placement)
     return found
 
 
-def _stock_seeds(space: Space, memory: MemoryModel) -> list[EngineConfig]:
-    found = [replace(space.default, n_threads=int(threads)) for threads in space.choices("n_threads")]
-    ubatches = space.choices("n_ubatch")
-    if ubatches:
-        found.append(replace(space.default, n_ubatch=int(ubatches[-1])))
-    if _has_q8(space):
-        found.append(replace(space.default, type_k=KvType.Q8_0, type_v=KvType.Q8_0))
-    return [config for config in found if config != space.default and memory.fits_fast(config)]
+def _placement(config: EngineConfig) -> tuple[int, int]:
+    return config.gpu_layers, config.ram_expert_layers
 
 
-def _has_q8(space: Space) -> bool:
-    both = set(space.choices("type_k")) & set(space.choices("type_v"))
-    return KvType.Q8_0 in both.union(space.choices("type_kv"))
+def _far(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return any(abs(x - y) > max(x, y) / 4 for x, y in zip(a, b, strict=True))
+
+
+def _differences(a: EngineConfig, b: EngineConfig) -> int:
+    """Respects in which two configurations differ; engine and placement count double, for a load and its own code."""
+    slots_a, slots_b = (c.cache.slots if c.cache else 0 for c in (a, b))
+    return sum(
+        (
+            2 * (a.has_slots != b.has_slots),
+            2 * (_placement(a) != _placement(b)),
+            (a.type_k, a.type_v) != (b.type_k, b.type_v),
+            a.n_threads != b.n_threads,
+            a.n_ubatch != b.n_ubatch,
+            a.repack != b.repack,
+            abs(slots_a - slots_b) > max(slots_a, slots_b) / 4,
+        )
+    )
+
+
+def _varied(space: Space, picks: list[EngineConfig]) -> Iterator[EngineConfig]:
+    """From eager to patient: how fast the residents of the slots may change."""
+    choices = [space.choices(name) for name in _POLICY_KNOBS]
+    at = 0
+    for config in picks:
+        if config.cache is None or not config.has_slots or not all(choices):
+            yield config
+            continue
+        strides = zip(_STRIDES, choices, strict=True)
+        interval, hysteresis, promotions, policy = (
+            of[(stride * at + len(of) // 3) % len(of)] for stride, of in strides
+        )
+        knobs = replace(
+            config.cache,
+            interval_tokens=int(interval),
+            hysteresis=float(hysteresis),
+            promotions=int(promotions),
+            policy=Policy(str(policy)),
+        )
+        at += 1
+        yield replace(config, cache=knobs)
+
+
+# Steps through the choices of each policy knob, so that neighbours among the picks differ in all of them.
+_STRIDES = (3, 2, 1, 1)
+
+
+def _by_placement(configs: Iterable[EngineConfig]) -> tuple[EngineConfig, ...]:
+    grouped: dict[tuple[object, ...], list[EngineConfig]] = {}
+    for config in configs:
+        grouped.setdefault(config.placement, []).append(config)
+    return tuple(config for group in grouped.values() for config in group)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 from gguf.constants import LlamaFileType
@@ -30,6 +31,7 @@ class Layer:
     expert_bytes: one routed expert, all its matrices and biases; routed_bytes: all of the layer's experts;
     dense_bytes: the rest (attention, norms, router, shared experts). k_values, v_values: KV-cache values a token.
     head_dim_k, head_dim_v: what a quantised cache's block must divide. state_values: f32 values of recurrent state.
+    expert_weights, dense_weights: numbers of weights in what expert_bytes and dense_bytes are the sizes of.
     """
 
     index: int
@@ -41,6 +43,8 @@ class Layer:
     head_dim_k: int
     head_dim_v: int
     state_values: int
+    expert_weights: int
+    dense_weights: int
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,8 @@ def _layers(meta: _Metadata, tensors: list[TensorInfo], n_layers: int, n_expert:
                 head_dim_k=dim_k,
                 head_dim_v=dim_v,
                 state_values=max(1, state_values) if recurrent else 0,
+                expert_weights=sum(prod(tensor.shape) for tensor in whole) // n_expert if whole else 0,
+                dense_weights=sum(prod(t.shape) for _, t in block) - sum(prod(t.shape) for _, t in routed),
             )
         )
     return tuple(layers)

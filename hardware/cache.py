@@ -105,6 +105,7 @@ def _recall(seen: Machine, measured: Machine) -> Machine:
             missing=measured.memory.missing,
         ),
         links=measured.links,
+        compute=measured.compute,
         disk=disk,
         measured_at=measured.measured_at,
         missing=without(seen.missing, "links") if measured.links else seen.missing,

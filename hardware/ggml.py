@@ -10,7 +10,9 @@ from moetune.errors import ExitCode, MoetuneError
 
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_Q4_0 = 2
 TYPE_I8 = 24
+TYPE_I32 = 26
 STATUS_SUCCESS = 0
 
 
@@ -47,8 +49,11 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "ggml_graph_overhead_custom": (c_size_t, [c_size_t, c_bool]),
     "ggml_new_tensor_1d": (c_void_p, [c_void_p, c_int, c_int64]),
     "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
+    "ggml_new_tensor_3d": (c_void_p, [c_void_p, c_int, c_int64, c_int64, c_int64]),
     "ggml_nbytes": (c_size_t, [c_void_p]),
     "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_mul_mat_id": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p]),
+    "ggml_sqr": (c_void_p, [c_void_p, c_void_p]),
     "ggml_new_graph_custom": (c_void_p, [c_void_p, c_size_t, c_bool]),
     "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
     "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
@@ -68,6 +73,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "ggml_backend_dev_buffer_type": (c_void_p, [c_void_p]),
     "ggml_backend_dev_host_buffer_type": (c_void_p, [c_void_p]),
     "ggml_backend_dev_supports_op": (c_bool, [c_void_p, c_void_p]),
+    "ggml_backend_dev_backend_reg": (c_void_p, [c_void_p]),
+    "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, c_char_p]),
 }
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.identity import fingerprint, label
 
-SCHEMA = 1
+SCHEMA = 2
 NOT_MEASURED = "not measured"
 _DERIVED = frozenset({"schema", "fingerprint", "label", "emulated"})
 
@@ -152,6 +152,26 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Compute:
+    """How fast one device computes what an evaluation of a model consists of, with ``threads`` where it has threads.
+
+    experts, experts_1_thread: Q4_0 weights read by the products of one token with its experts; the second only where
+    threads can be set. batch_gflops: 1e9 operations a second, experts with a batch. node_s: seconds a further tiny
+    operation of a graph adds. join_s: seconds to fetch a result, send one and have a tiny graph computed.
+    """
+
+    device: str
+    emulated: bool
+    threads: Positive
+    experts: Bandwidth | None
+    experts_1_thread: Bandwidth | None
+    batch_gflops: Rate | None
+    node_s: Rate | None
+    join_s: Rate | None
+    missing: tuple[Missing, ...]
+
+
+@dataclass(frozen=True)
 class Disk:
     """The file system that holds the model."""
 
@@ -189,6 +209,7 @@ class Machine:
     probed_at: str
     measured_at: str | None
     missing: tuple[Missing, ...]
+    compute: tuple[Compute, ...] = ()
 
     @property
     def emulated(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pynvml
 
 from moetune.hardware.cgroups import read_cgroup_limits
+from moetune.hardware.compute import measure_compute
 from moetune.hardware.cpu import read_cpu
 from moetune.hardware.devices import device_handle, read_devices
 from moetune.hardware.disk import measure_disk, read_disk
@@ -67,12 +68,13 @@ def read_machine(model_path: Path | None = None, nvml: Nvml = pynvml) -> Machine
 
 
 def measure_machine(machine: Machine, model_path: Path | None, expert_bytes: int = EXPERT_BYTES) -> Machine:
-    """``machine`` with RAM, links and disk timed: about a second each, and two for each device with a link."""
+    """``machine`` with RAM, links and disk timed: about a second each, and two for each device."""
     links = measure_links(machine, expert_bytes)
     return replace(
         machine,
         memory=measure_memory(machine.memory, machine.cpu),
         links=links,
+        compute=measure_compute(load_ggml(), machine.devices, machine.cpu.usable_cores),
         disk=measure_disk(machine.disk, model_path) if machine.disk and model_path else machine.disk,
         measured_at=_now(),
         missing=without(machine.missing, "links") if links else machine.missing,

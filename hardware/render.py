@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from tabulate import tabulate
 
-from moetune.hardware.machine import Bandwidth, Disk, GgmlDevice, Link, Machine, Missing, NvidiaGpu, reason_for
+from moetune.hardware.machine import Bandwidth, Compute, Disk, GgmlDevice, Link, Machine, Missing, NvidiaGpu, reason_for
 
 WIDTH = 80
 GAP = "–"
@@ -18,7 +18,7 @@ Row = tuple[str, str]
 
 
 def machine_table(machine: Machine) -> str:
-    """Sections for CPU, memory, ggml devices, NVIDIA GPUs, links and disk. GPU UUIDs are left to JSON and YAML."""
+    """A section for each part of the machine and for what its devices compute. UUIDs are left to JSON and YAML."""
     sections = [
         ("Machine", _facts(_machine_rows(machine))),
         ("CPU", _facts(_cpu_rows(machine))),
@@ -26,6 +26,7 @@ def machine_table(machine: Machine) -> str:
         ("ggml devices", _device_table(machine.devices)),
         ("NVIDIA GPUs", "\n".join(_facts(_gpu_rows(gpu)) for gpu in machine.gpus) or _no_section(machine, "gpus")),
         ("Links", "\n".join(map(_link_table, machine.links)) or _no_section(machine, "links")),
+        *([("Compute", _compute_table(machine.compute))] if machine.compute else []),
         ("Disk", _facts(_disk_rows(machine.disk)) if machine.disk else _no_section(machine, "disk")),
     ]
     return "\n\n".join(f"{title}\n{body}" for title, body in sections)
@@ -123,6 +124,26 @@ def _gap_lines(missing: Iterable[Missing]) -> Iterator[str]:
         reasons.setdefault(gap.reason, []).append(gap.field.replace("_", " "))
     for reason, fields in reasons.items():
         yield textwrap.fill(f"{GAP} {', '.join(fields)}: {reason}", WIDTH, subsequent_indent="  ")
+
+
+def _compute_table(compute: tuple[Compute, ...]) -> str:
+    rows = [
+        (
+            each.device,
+            _cell(each.experts),
+            f"{_figure(each.batch_gflops)} Gop/s" if each.batch_gflops else GAP,
+            _microseconds(each.node_s),
+            _microseconds(each.join_s),
+            _EMULATED if each.emulated else "",
+        )
+        for each in compute
+    ]
+    heads = ("device", "experts, a token", "experts, a batch", "operation", "hand-over", "")
+    return _table(rows, heads, (9, 22, 11, 10, 10, len(_EMULATED)))
+
+
+def _microseconds(seconds: float | None) -> str:
+    return f"{_figure(seconds * 1e6)} us" if seconds else GAP
 
 
 def _disk_rows(disk: Disk) -> Iterator[Row]:

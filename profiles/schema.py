@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, Validati
 
 from moetune.engine.config import EngineConfig, LoadMode
 from moetune.errors import ExitCode, MoetuneError
-from moetune.profiles.safe_yaml import BadYaml, read_mapping
 from moetune.profiles.workload import Name
+from moetune.safe_yaml import BadYaml, read_mapping
 
 SCHEMA_VERSION: Literal[2] = 2
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
 
 from moetune.errors import ExitCode, MoetuneError
-from moetune.profiles.safe_yaml import BadYaml, read_mapping
+from moetune.safe_yaml import BadYaml, read_mapping
 
 PRESETS = ("chat", "code", "long")
 

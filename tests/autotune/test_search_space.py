@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from world import MIB, dense_model, gpu, machine_with, memory_of, moe_model, request_for
+from world import MIB, WORKLOAD, dense_model, gpu, machine_with, memory_of, moe_model, request_for
 
+from moetune.autotune.cost import cost_model
 from moetune.autotune.knobs import has_flash_attention, quantised
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.seeds import seeds
 from moetune.autotune.space import Space, build_space
+from moetune.autotune.trace import shape_for
 from moetune.engine.config import CacheKnobs, EngineConfig, FlashAttention, KvType, Policy, Spread
 from moetune.engine.model import Model
 from moetune.errors import ExitCode, MoetuneError
@@ -287,7 +289,8 @@ def test_seeds_fit_and_differ(world: str) -> None:
     """No seed is wasted on a repeat or on what cannot fit."""
     machine, model, device = WORLDS[world]
     space, memory = space_of(machine, model, device)
-    proposed = seeds(space, memory)
+    cost = cost_model(model, machine, memory, shape_for(WORKLOAD, space.default.n_ctx))
+    proposed = seeds(space, memory, cost)
     assert len(set(proposed)) == len(proposed) > 0
     assert all(memory.fits_fast(config) for config in proposed)
     assert all(space.config_of(space.params_of(c, memory), memory) == c for c in proposed if c.cache is None)

@@ -38,6 +38,8 @@ def moe_model(**changes: object) -> Model:
             head_dim_k=128,
             head_dim_v=128,
             state_values=0,
+            expert_weights=4 * MIB,
+            dense_weights=10 * MIB,
         )
         for i in range(8)
     )

@@ -26,9 +26,9 @@ def flags(command: object) -> list[str]:
     return [flag for p in parameters if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)]
 
 
-def test_there_are_four_commands() -> None:
+def test_there_are_five_commands() -> None:
     """A new command must be documented and tested here."""
-    assert sorted(COMMANDS) == ["probe", "run", "search", "trace"]
+    assert sorted(COMMANDS) == ["plan", "probe", "run", "search", "trace"]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

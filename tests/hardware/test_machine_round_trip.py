@@ -79,7 +79,8 @@ def _with(data: dict[str, Any], value: object, *path: str) -> dict[str, Any]:
     "data",
     [
         {},
-        {"schema": 2},
+        {"schema": 1},
+        {"schema": 3},
         _without(machine().to_dict(), "cpu"),
         _without(machine().to_dict(), "memory", "total_bytes"),
         _with(machine().to_dict(), -1, "memory", "available_bytes"),

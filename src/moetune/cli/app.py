@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from moetune import __version__
+from moetune.cli.plan import plan
 from moetune.cli.probe import probe
 from moetune.cli.run import run
 from moetune.cli.search import search
@@ -37,6 +38,7 @@ def moetune(
 
     \b
     moetune probe                 what this machine is, measured
+    moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf -p HI  run the model with what was found
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
@@ -46,6 +48,7 @@ def moetune(
 
 
 app.command(short_help="Show what this machine is, measured.")(probe)
+app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)

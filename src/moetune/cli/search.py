@@ -20,6 +20,7 @@ from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, durat
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
+from moetune.cli.plan import recorded_hits
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
 from moetune.engine.measurement import Failed, FailureReason
@@ -90,6 +91,7 @@ def search(
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,
+        hits=recorded_hits(model),
         allow_overcommit=allow_overcommit,
         routing=store.recorded_routing(model.fingerprint),
     )
