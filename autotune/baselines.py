@@ -68,7 +68,7 @@ def measure_baselines(session: Session) -> None:
 
 
 def measure_twin(session: Session, rival: TrialRecord) -> None:
-    """The best layer offload of stock llama.cpp with the rival's threads, micro-batch and KV types.
+    """The best layer offload of stock llama.cpp with the rival's threads, micro-batch, KV types and the like.
 
     Without it a gain that any of these would give stock llama.cpp too would be credited to the cache. As many layers as
     fit are placed anew: smaller buffers or KV types make room for more of them.
@@ -76,11 +76,10 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
     like = rival.config
     if not like.has_slots:
         return
-    alike = {"n_threads": like.n_threads, "n_ubatch": like.n_ubatch, "type_k": like.type_k, "type_v": like.type_v}
-    placements = tuple(replace(config, **alike) for config in offloads(session.space))  # type: ignore[arg-type]
+    placements = tuple(config.tuned_like(like) for config in offloads(session.space))
     if _most_layers(session, placements, len(placements), TUNED_ALIKE) < len(placements):
         return
-    _once(session, TUNED_ALIKE, replace(fixed_baselines(session.space)[0].config, **alike))  # type: ignore[arg-type]
+    _once(session, TUNED_ALIKE, fixed_baselines(session.space)[0].config.tuned_like(like))
 
 
 def promote_best_stock(session: Session, rival: TrialRecord) -> None:

@@ -162,7 +162,8 @@ def _differences(a: EngineConfig, b: EngineConfig) -> int:
 
 def _varied(space: Space, picks: list[EngineConfig]) -> Iterator[EngineConfig]:
     """From eager to patient: how fast the residents of the slots may change."""
-    choices = [space.choices(name) for name in _POLICY_KNOBS]
+    # A static set needs slots that recorded routing has filled; the sampler may try it.
+    choices = [tuple(c for c in space.choices(name) if c != Policy.STATIC) for name in _POLICY_KNOBS]
     at = 0
     for config in picks:
         if config.cache is None or not config.has_slots or not all(choices):

@@ -1,7 +1,5 @@
 """The sampled part of the search: seeds first, then what the sampler proposes, until the budget is spent."""
 
-from dataclasses import replace
-
 from moetune.autotune.evaluate import Session, fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
@@ -99,9 +97,6 @@ def _evaluate_combination(session: Session) -> None:
     stock = fastest([record for record in session.study.records if record.config.cache is None])
     if best is None or stock is None or not may_try(session):
         return
-    like = stock.config
-    combined = replace(
-        best.config, n_threads=like.n_threads, n_ubatch=like.n_ubatch, type_k=like.type_k, type_v=like.type_v
-    )
+    combined = best.config.tuned_like(stock.config)
     if session.find(combined) is None and session.memory.fits_fast(combined):
         session.evaluate(combined, Origin.SEED)

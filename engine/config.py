@@ -193,6 +193,10 @@ class EngineConfig:
             self, device=None, more_devices=(), tensor_split=(), gpu_layers=0, ram_expert_layers=0, cache=None
         )
 
+    def tuned_like(self, other: "EngineConfig") -> "EngineConfig":
+        """The same placement, and cache if any, with the other's settings that stock llama.cpp and the cache share."""
+        return replace(self, **{name: getattr(other, name) for name in _SHARED})
+
     @property
     def placement(self) -> tuple[object, ...]:
         """What needs the model loaded anew when it changes."""
@@ -219,3 +223,4 @@ def changes(config_type: type) -> dict[str, Change]:
 
 
 _CHANGES = changes(EngineConfig)
+_SHARED = ("n_threads", "n_threads_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "load_mode")
