@@ -1,11 +1,15 @@
 """One search, from a model and a machine to a verdict."""
 
+from dataclasses import replace
+
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.duel import Duel
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import finalists, run_finals
 from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.quality_gate import open_gate
+from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
@@ -36,6 +40,7 @@ def search(
     require_memory(memory, space.default, request.allow_overcommit)
     shape = shape_for(request.workload, request.n_ctx)
     _explain(space, shape, request, events)
+    gate = open_gate(request, model, runner, events.note)
     with open_study(request.state_dir, _key(request, machine, model, space), space, request.seed) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
@@ -43,14 +48,17 @@ def search(
         interrupted = False
         try:
             trace = build_trace(request.workload, shape, runner)
-            session = Session(request, space, study, runner, trace, events, memory)
+            session = Session(request, space, study, runner, trace, events, memory, gate)
+            _require_quality(session)
             _baselines(session)
             _trials(session)
             duels = _finals(session)
         except KeyboardInterrupt:
             interrupted = True
-        verdict = judge(space, study.records, duels, interrupted=interrupted)
-        return SearchResult(request, space, tuple(study.records), duels, verdict, interrupted)
+        records = gate.admissible(study.records)
+        verdict = judge(space, records, duels, interrupted=interrupted)
+        verdict = replace(verdict, quality=gate.known(verdict.config))
+        return SearchResult(request, space, tuple(records), duels, verdict, interrupted)
 
 
 def _check_context(request: SearchRequest, model: Model) -> None:
@@ -85,6 +93,23 @@ def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -
         space.default.device or "cpu",
         space.digest,
     )
+
+
+def _require_quality(session: Session) -> None:
+    """What must pass before anything is measured: the default's types, where f16 is not among those that may compete.
+
+    Baselines of an earlier run of this study, at another level, are asked for too: they must not be the ones to beat.
+    """
+    report = session.gate.admits(session.space.default)
+    if not report.passed:
+        raise MoetuneError(
+            f"{report.sentence}.",
+            "Let f16 compete (--kv f16,...), or accept another quality (--quality).",
+            ExitCode.USAGE if report.figures else ExitCode.ENGINE,
+        )
+    for record in session.study.records:
+        if record.origin is Origin.BASELINE:
+            session.gate.admits(record.config)
 
 
 def _baselines(session: Session) -> None:

@@ -17,12 +17,14 @@ from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
 from moetune.engine.config import CacheKnobs, EngineConfig
+from moetune.engine.divergence import TokenScores
 from moetune.engine.generation import GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
+from moetune.engine.scoring import compare
 from moetune.errors import MoetuneError
 
 
@@ -69,6 +71,8 @@ class Worker:
                     self._generate(request)
                 case protocol.Route():
                     self._send(protocol.Routed(self._route(request)))
+                case protocol.Score():
+                    self._send(protocol.Scored(self._score(request)))
         except EngineFailure as failure:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
@@ -184,6 +188,9 @@ class Worker:
             return self._recorder.take(len(request.tokens))
         except BadRecord as error:
             raise EngineFailure(FailureReason.REFUSED, str(error)) from error
+
+    def _score(self, request: protocol.Score) -> tuple[TokenScores, ...]:
+        return compare(self._loaded(), self._apply, request.base, request.others, request.passage)
 
 
 def _context_key(config: EngineConfig) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from moetune import __version__
 from moetune.autotune.display import Display
+from moetune.autotune.quality import QualityLevel
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
 from moetune.autotune.search import search as find_fastest
@@ -20,6 +21,7 @@ from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_ty
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
+from moetune.cli.texts import read_quality_text
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
 from moetune.engine.measurement import Failed, FailureReason
@@ -48,6 +50,13 @@ def search(
     kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
         DEFAULT_KV_TYPES
     ),
+    quality: Annotated[
+        QualityLevel, typer.Option("--quality", help="What KV-cache types may cost in quality, measured on this model.")
+    ] = SearchRequest.quality,
+    quality_text: Annotated[
+        Path | None,
+        typer.Option("--quality-text", metavar="FILE", help="Measure that on this text; default: the workload's own."),
+    ] = None,
     emulate: Emulate = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
@@ -63,6 +72,7 @@ def search(
     """
     chosen = load_workload(workload)
     competing = kv_types(kv)
+    own_text = read_quality_text(quality_text) if quality_text is not None else None
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     n_ctx = context_for(ctx, model, chosen)
@@ -80,6 +90,8 @@ def search(
         kv_types=competing,
         seed=seed,
         allow_overcommit=allow_overcommit,
+        quality=quality,
+        quality_text=own_text,
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:
