@@ -68,6 +68,7 @@ def search(
     \b
     moetune search model.gguf
     moetune search model.gguf --workload code --ctx 16384 --trials 40
+    moetune search model.gguf --kv f16,q8_0,q4_0 --quality ok --quality-text mails.txt
     moetune search model.gguf --emulate desktop
     """
     chosen = load_workload(workload)
