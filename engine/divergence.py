@@ -8,18 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from moetune.engine.passage import TokenScores
+
 # Rows taken to double precision at a time: a row of a large vocabulary is a megabyte.
 _ROWS = 32
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """One entry a scored token. kld: nats; same_top: whether both expect the same token most; nll, base_nll: nats."""
-
-    kld: tuple[float, ...]
-    same_top: tuple[bool, ...]
-    nll: tuple[float, ...]
-    base_nll: tuple[float, ...]
 
 
 @dataclass(frozen=True)

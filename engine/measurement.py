@@ -6,8 +6,7 @@ from statistics import median
 from typing import Protocol
 
 from moetune.engine.config import EngineConfig
-from moetune.engine.divergence import TokenScores
-from moetune.engine.passage import Passage
+from moetune.engine.passage import Passage, TokenScores
 
 
 @dataclass(frozen=True)

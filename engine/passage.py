@@ -1,4 +1,4 @@
-"""What is scored to compare two ways of running a model."""
+"""What is scored to compare two ways of running a model, and the scores. Imports nothing: every worker needs it."""
 
 from dataclasses import dataclass
 
@@ -23,3 +23,13 @@ class Passage:
     tokens: tuple[int, ...]
     n_chunk: int
     n_scored: int
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One entry a scored token. kld: nats; same_top: whether both expect the same token most; nll, base_nll: nats."""
+
+    kld: tuple[float, ...]
+    same_top: tuple[bool, ...]
+    nll: tuple[float, ...]
+    base_nll: tuple[float, ...]

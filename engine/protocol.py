@@ -6,10 +6,9 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from moetune.engine.config import EngineConfig
-from moetune.engine.divergence import TokenScores
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, Measurement, Trace
-from moetune.engine.passage import Passage
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.routing import RoutedBatch
 
 

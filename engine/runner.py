@@ -9,12 +9,11 @@ from typing import Self
 
 from moetune.engine import library, protocol
 from moetune.engine.config import EngineConfig
-from moetune.engine.divergence import TokenScores
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.emulator import library_path as emulator_path
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
-from moetune.engine.passage import Passage
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.process import WorkerProcess
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.worker import Setup

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetune.engine.config import EngineConfig
-from moetune.engine.divergence import TokenScores, join, score_tokens
+from moetune.engine.divergence import join, score_tokens
 from moetune.engine.measurement import FailureReason
 from moetune.engine.model_handle import EngineFailure, ModelHandle
-from moetune.engine.passage import Passage, most_scored
+from moetune.engine.passage import Passage, TokenScores, most_scored
 
 
 def compare(

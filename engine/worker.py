@@ -17,14 +17,13 @@ from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
 from moetune.engine.config import CacheKnobs, EngineConfig
-from moetune.engine.divergence import TokenScores
 from moetune.engine.generation import GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
+from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
-from moetune.engine.scoring import compare
 from moetune.errors import MoetuneError
 
 
@@ -190,6 +189,8 @@ class Worker:
             raise EngineFailure(FailureReason.REFUSED, str(error)) from error
 
     def _score(self, request: protocol.Score) -> tuple[TokenScores, ...]:
+        from moetune.engine.scoring import compare  # SciPy, a quarter of a second that few workers need
+
         return compare(self._loaded(), self._apply, request.base, request.others, request.passage)
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from moetune.autotune.memory import MemoryModel
 from moetune.engine.config import EngineConfig, KvType
-from moetune.engine.divergence import TokenScores
 from moetune.engine.measurement import CacheCounters, Failed, FailureReason, Measurement, Trace
-from moetune.engine.passage import Passage
+from moetune.engine.passage import Passage, TokenScores
 
 Interruption = Callable[[int], None]
 

@@ -8,7 +8,8 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy, sem
 
-from moetune.engine.divergence import TokenScores, join, score_tokens, summarize
+from moetune.engine.divergence import join, score_tokens, summarize
+from moetune.engine.passage import TokenScores
 
 RANDOM = np.random.default_rng(7)
 BASE = RANDOM.normal(0, 4, (100, 50)).astype(np.float32)

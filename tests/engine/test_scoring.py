@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine import passage as passages
 from moetune.engine.config import CacheKnobs, EngineConfig, KvType
-from moetune.engine.divergence import TokenScores
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.model_handle import EngineFailure
-from moetune.engine.passage import Passage
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.runner import EngineRunner
 from moetune.engine.scoring import compare
 

@@ -22,7 +22,7 @@ from moetune.profiles.workload import PRESETS, load_workload
 pytestmark = pytest.mark.slow
 
 N_CHUNK = 512
-BASE = EngineConfig(n_ctx=N_CHUNK, n_threads=2)
+BASE = EngineConfig(n_ctx=N_CHUNK, n_threads=1)
 # The program prints six decimals of a KLD and five of a share. Its file holds the base's log-probabilities, which reach
 # 16 below the likeliest token's, in 65,536 steps: half a step is the most a token's KLD can be off by.
 LAST_DIGIT, BASE_STEP = 5e-7, 16 / 65535
@@ -45,7 +45,7 @@ class Case:
     def run(self, *flags: str) -> str:
         """What the program says; a chunk a batch, so that nothing but the KV types differs from moetune's batches."""
         command = [str(self.programs / "llama-perplexity"), "-m", str(self.model), "-c", str(N_CHUNK)]
-        batch = ["-b", str(N_CHUNK), "-t", "2", "--kl-divergence-base", str(self.base)]
+        batch = ["-b", str(N_CHUNK), "-t", "1", "--kl-divergence-base", str(self.base)]
         done = subprocess.run(
             [*command, *batch, *flags], capture_output=True, text=True, env=environment({}), timeout=600
         )
@@ -66,7 +66,7 @@ class Case:
             tokens = runner.tokenize(self.text.read_text())
             others = tuple(replace(BASE, type_k=kind, type_v=kind) for kind in self.kinds)
             passage = Passage(tokens, N_CHUNK, N_CHUNK - 1 - N_CHUNK // 2)
-            scores = runner.score(BASE, others, passage, time_limit_s=600)
+            scores = runner.score(BASE, others, passage, time_limit_s=1800)
         assert not isinstance(scores, Failed), scores
         self.measured.update(zip(self.kinds, map(summarize, scores), strict=True))
 
