@@ -107,5 +107,5 @@ def _fault(found: Divergence, floor: Divergence, limits: Limits, where: str) -> 
     high = found.mean + float(norm.ppf(_CONFIDENCE)) * found.mean_error
     share = binomtest(found.n_same_top, found.n_tokens, alternative="greater").proportion_ci(_CONFIDENCE, "wilson")
     if high > limits.mean_kld or share.low < limits.top1:
-        return f"{found.n_tokens:,} tokens{where} are too few to be sure; a longer --quality-text may be"
+        return f"too close to tell from {found.n_tokens:,} tokens{where}"
     return ""
