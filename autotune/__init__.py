@@ -1,1 +1,4 @@
-"""The search: space, memory, baselines, trials, duel, verdict. Depends on the engine only through its `Runner`."""
+"""The search: space, cost model, baselines, noise, trials, quality gate, race, verdict.
+
+Depends on the engine only through its `Runner`.
+"""

@@ -1,9 +1,10 @@
 """The configurations to beat: stock llama.cpp as its users run it, always measured first."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.evaluate import Session
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.space import Space, cache_off
 from moetune.autotune.split import with_layers
@@ -84,11 +85,14 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
 
 def promote_best_stock(session: Session, rival: TrialRecord) -> None:
     """Where a cache is about to claim the win, the fastest stock trial is what it has to beat, whoever proposed it."""
-    trials = [r for r in session.study.records if r.origin is not Origin.BASELINE and not r.config.has_slots]
-    best, baseline = fastest(trials), session.best_baseline
-    if not rival.config.has_slots or best is None or best.turn_s is None:
+    baseline = session.best_baseline
+    if not rival.config.has_slots:
         return
-    if baseline is None or baseline.turn_s is None or best.turn_s < baseline.turn_s:
+    bar = baseline.turn_s if baseline is not None and baseline.turn_s is not None else math.inf
+    stock = [r for r in session.study.records if r.origin is not Origin.BASELINE and not r.config.has_slots]
+    faster = [r for r in stock if r.turn_s is not None and r.turn_s < bar]
+    best = next(session.admitted(sorted(faster, key=lambda r: (r.turn_s, r.number))), None)
+    if best is not None:
         _once(session, BEST_STOCK, best.config)
 
 

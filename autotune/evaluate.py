@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.noise import Noise
+from moetune.autotune.quality_gate import QualityGate
 from moetune.autotune.record import NotLaunched, Origin, Outcome, TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
@@ -36,6 +37,7 @@ class Session:
     events: SearchEvents
     memory: MemoryModel
     cost: CostModel
+    gate: QualityGate
     conditions: Callable[[], Conditions] = field(default=read_conditions)
     clock: Callable[[], float] = field(default=time.monotonic)
     noise: Noise | None = None
@@ -52,8 +54,14 @@ class Session:
 
     @property
     def best_baseline(self) -> TrialRecord | None:
-        """The fastest baseline so far."""
-        return fastest([record for record in self.study.records if record.origin is Origin.BASELINE])
+        """The fastest baseline so far whose KV types may be chosen."""
+        return fastest(
+            [record for record in self.gate.admissible(self.study.records) if record.origin is Origin.BASELINE]
+        )
+
+    def admitted(self, records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
+        """Those inside the quality gate, in their order; measures the KV types of no more than are taken."""
+        return (record for record in records if self.gate.admits(record.config).passed)
 
     def find(self, config: EngineConfig) -> TrialRecord | None:
         """An earlier trial of exactly this configuration, in this search or the one it resumes."""

@@ -1,5 +1,7 @@
 """Who races whom."""
 
+from itertools import islice
+
 from moetune.autotune.evaluate import Session
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
@@ -36,7 +38,8 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
     rivals = [r for r in session.study.records if r.config not in baselines and r.turn_s is not None]
     rivals.sort(key=lambda record: (record.turn_s, record.number))
-    return tuple(r for r in rivals if r.turn_s is not None and r.turn_s <= bar)[: session.request.finalists]
+    near = (r for r in rivals if r.turn_s is not None and r.turn_s <= bar)
+    return tuple(islice(session.admitted(near), session.request.finalists))
 
 
 def run_finals(session: Session) -> Race | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moetune.autotune.cost_hits import HitCurve
 from moetune.autotune.knobs import Choice
+from moetune.autotune.quality import QualityLevel
 from moetune.autotune.race import Rules
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
@@ -24,6 +25,7 @@ class SearchRequest:
     engine_version: part of the study's key. allow_overcommit: search even where the model is larger than RAM and fast
     tier together. device may name several, separated by commas. routing: the model's recorded routing, None where there
     is none. hits: recorded or stated hit rates, for the cost model; None takes its assumption.
+    quality: what KV types may cost; quality_text: what that is measured on, None for the workload's own texts.
     """
 
     workload: Workload
@@ -46,3 +48,5 @@ class SearchRequest:
     hits: HitCurve | None = None
     allow_overcommit: bool = False
     routing: Path | None = None
+    quality: QualityLevel = QualityLevel.NEAR_LOSSLESS
+    quality_text: str | None = None

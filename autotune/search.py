@@ -1,6 +1,7 @@
 """One search, from a model and a machine to a verdict."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.cost import cost_model
@@ -8,7 +9,9 @@ from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import calibrate, finalists, run_finals
 from moetune.autotune.memory import memory_of, require_memory
+from moetune.autotune.quality_gate import open_gate
 from moetune.autotune.race import Race
+from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
@@ -43,6 +46,7 @@ def search(
     require_memory(memory, space.default, request.allow_overcommit)
     shape = shape_for(request.workload, request.n_ctx)
     _explain(space, shape, request, events)
+    gate = open_gate(request, model, runner, events.note)
     with open_study(request.state_dir, _key(request, machine, model, space), space, request.seed) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
@@ -51,14 +55,17 @@ def search(
         try:
             trace = build_trace(request.workload, shape, request.n_ctx, runner)
             cost = cost_model(model, machine, memory, shape, request.hits)
-            session = Session(request, space, study, runner, trace, events, memory, cost, conditions)
+            session = Session(request, space, study, runner, trace, events, memory, cost, gate, conditions)
+            _require_quality(session)
             _baselines(session)
             _trials(session)
             outcome = _finals(session)
         except KeyboardInterrupt:
             interrupted = True
-        verdict = judge(space, study.records, outcome, interrupted=interrupted)
-        return SearchResult(request, space, tuple(study.records), outcome, verdict, interrupted)
+        records = gate.admissible(study.records)
+        verdict = judge(space, records, outcome, interrupted=interrupted)
+        verdict = replace(verdict, quality=gate.known(verdict.config))
+        return SearchResult(request, space, tuple(records), outcome, verdict, interrupted)
 
 
 def _check_context(request: SearchRequest, model: Model) -> None:
@@ -93,6 +100,23 @@ def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -
         space.default.device or "cpu",
         space.digest,
     )
+
+
+def _require_quality(session: Session) -> None:
+    """What must pass before anything is measured: the default's types, where f16 is not among those that may compete.
+
+    Baselines of an earlier run of this study, at another level, are asked for too: they must not be the ones to beat.
+    """
+    report = session.gate.admits(session.space.default)
+    if not report.passed:
+        raise MoetuneError(
+            f"{report.sentence}.",
+            "Let f16 compete (--kv f16,...), or accept another quality (--quality).",
+            ExitCode.USAGE if report.figures else ExitCode.ENGINE,
+        )
+    for record in session.study.records:
+        if record.origin is Origin.BASELINE:
+            session.gate.admits(record.config)
 
 
 def _baselines(session: Session) -> None:

@@ -1,6 +1,6 @@
 """The configurations that the cost model expects most of, as different from each other as their speeds allow."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,6 @@ from moetune.autotune.memory import MemoryModel
 from moetune.autotune.space import Space
 from moetune.engine.config import CacheKnobs, EngineConfig, Policy
 
-N_SEEDS = 12
 # Points looked at before the search by hand, one knob after the other, from the best of each sort.
 _POINTS = 400
 _ROUNDS = 3
@@ -26,16 +25,23 @@ _UNKNOWN_KNOBS = ("load_mode", "flash_attn", "spread", "reserve", "prefill", "ah
 Point = dict[str, Choice]
 
 
-def seeds(space: Space, memory: MemoryModel, cost: CostModel) -> tuple[EngineConfig, ...]:
-    """Best guesses first; those that share a placement stand together, to share a load."""
-    return _by_placement(best(space, memory, cost, N_SEEDS))
+def seeds(
+    space: Space, memory: MemoryModel, cost: CostModel, n: int, tried: Collection[EngineConfig]
+) -> tuple[EngineConfig, ...]:
+    """The best `n` that were not tried yet; those that share a placement stand together, to share a load.
+
+    Asked again after every few trials, since `cost` learns from them.
+    """
+    return _by_placement(best(space, memory, cost, n, tried))
 
 
-def best(space: Space, memory: MemoryModel, cost: CostModel, n: int) -> tuple[EngineConfig, ...]:
+def best(
+    space: Space, memory: MemoryModel, cost: CostModel, n: int, tried: Collection[EngineConfig] = ()
+) -> tuple[EngineConfig, ...]:
     """The `n` predicted-fastest configurations that fit and differ in more than one respect, the fastest first.
 
-    Of 400 points of the space and what hill-climbing makes of the fastest of each placement, KV types and engine. What
-    the model cannot tell apart, how the cache's policy is set, is varied over the picks.
+    tried: left out. Of 400 points of the space and what hill-climbing makes of the fastest of each placement, KV types
+    and engine. What the model cannot tell apart, how the cache's policy is set, is varied over the picks.
     """
     cost = replace(cost, memory=memory)
     known = _Known(space, memory, cost)
@@ -43,7 +49,10 @@ def best(space: Space, memory: MemoryModel, cost: CostModel, n: int) -> tuple[En
         known.add(point)
     for point in known.fastest_of_each_sort():
         _climb(space, known, point)
-    return tuple(dict.fromkeys(_varied(space, _diverse(known.ranked(), n))))
+    ranked = [(turn_s, config) for turn_s, config in known.ranked() if _bare(config) not in set(map(_bare, tried))]
+    engines = {config.has_slots for config in tried}
+    picks = _varied(space, _diverse(ranked, n, engines), sum(config.has_slots for config in tried))
+    return tuple(dict.fromkeys(config for config in picks if config not in tried))
 
 
 class _Known:
@@ -105,14 +114,21 @@ def _climb(space: Space, known: _Known, start: Point) -> None:
             return
 
 
-def _diverse(ranked: list[tuple[float, EngineConfig]], n: int) -> list[EngineConfig]:
+def _bare(config: EngineConfig) -> EngineConfig:
+    """What the model can tell apart."""
+    cache = config.cache
+    return config if cache is None else replace(config, cache=CacheKnobs(cache.slots, budget_bytes=cache.budget_bytes))
+
+
+def _diverse(ranked: list[tuple[float, EngineConfig]], n: int, tried: set[bool]) -> list[EngineConfig]:
     """Fastest first, each unlike all before it; where too few are, ever more alike.
 
-    The fastest with slots and the fastest without are always among them: the model may be wrong about either.
+    tried: whether configurations with slots and without were. One of a sort that was not is always among them: the
+    model may be wrong about it.
     """
     if not ranked:
         return []
-    firsts = {config.has_slots: config for _, config in reversed(ranked)}.values()
+    firsts = {config.has_slots: config for _, config in reversed(ranked) if config.has_slots not in tried}.values()
     near = [config for turn_s, config in ranked if turn_s <= _WORTH * ranked[0][0]]
     placed = _placements([*near, *firsts])
     worth = [config for config in near if _placement(config) in placed]
@@ -160,11 +176,10 @@ def _differences(a: EngineConfig, b: EngineConfig) -> int:
     )
 
 
-def _varied(space: Space, picks: list[EngineConfig]) -> Iterator[EngineConfig]:
-    """From eager to patient: how fast the residents of the slots may change."""
+def _varied(space: Space, picks: list[EngineConfig], at: int) -> Iterator[EngineConfig]:
+    """From eager to patient: how fast the residents of the slots may change. at: how many were tried before."""
     # A static set needs slots that recorded routing has filled; the sampler may try it.
     choices = [tuple(c for c in space.choices(name) if c != Policy.STATIC) for name in _POLICY_KNOBS]
-    at = 0
     for config in picks:
         if config.cache is None or not config.has_slots or not all(choices):
             yield config

@@ -84,19 +84,29 @@ def _evaluate_seeds(session: Session) -> None:
     """A resumed search knows more about memory and would propose other slots: it only completes the number."""
     if any(record.origin is Origin.SAMPLER for record in session.study.records):
         return
-    done = sum(record.origin is Origin.SEED for record in session.study.records)
-    for config in seeds(session.space, session.memory, session.cost)[done : max(1, session.request.n_trials // 2)]:
-        if may_try(session) and session.find(config) is None:
-            session.evaluate(config, Origin.SEED)
+    wanted = max(1, session.request.n_trials // 2)
+    while may_try(session):
+        tried = {record.config for record in session.study.records}
+        done = sum(record.origin is Origin.SEED for record in session.study.records)
+        batch = seeds(session.space, session.memory, session.cost, min(_BATCH, wanted - done), tried)
+        if done >= wanted or not batch:
+            break
+        for config in batch:
+            if may_try(session):
+                session.evaluate(config, Origin.SEED)
     _evaluate_combination(session)
 
 
 def _evaluate_combination(session: Session) -> None:
-    """The best configuration so far with whatever helped stock llama.cpp by itself: threads, batch, KV types."""
-    best = session.best
+    """The best with slots so far, with whatever helped stock llama.cpp by itself: threads, batch, KV types.
+
+    As many slots as fit are taken anew: other buffers leave other room.
+    """
+    cached = fastest([record for record in session.study.records if record.config.has_slots])
     stock = fastest([record for record in session.study.records if record.config.cache is None])
-    if best is None or stock is None or not may_try(session):
+    if cached is None or stock is None or not may_try(session):
         return
-    combined = best.config.tuned_like(stock.config)
-    if session.find(combined) is None and session.memory.fits_fast(combined):
-        session.evaluate(combined, Origin.SEED)
+    combined = cached.config.tuned_like(stock.config)
+    config = session.space.config_of(session.space.params_of(combined, session.memory), session.memory)
+    if session.find(config) is None:
+        session.evaluate(config, Origin.SEED)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from statistics import median
 
 from moetune.autotune.evaluate import fastest
+from moetune.autotune.quality import QualityReport
 from moetune.autotune.race import Race, Run, Standing
 from moetune.autotune.reasons import reasons
 from moetune.autotune.record import Origin, TrialRecord
@@ -34,7 +35,8 @@ class Verdict:
 
     result and baseline: figures of `config` and of the best baseline, from the race where there was one.
     rival, rival_figures: the candidate that came closest when none won. cache_idle: why the cache took no
-    part, None where it did. emulated: the emulated device's description.
+    part, None where it did. emulated: the emulated device's description. quality: of `config`'s KV types,
+    where they were asked for.
     """
 
     kind: VerdictKind
@@ -50,6 +52,7 @@ class Verdict:
     reasons: tuple[str, ...]
     cache_idle: str | None
     emulated: str | None
+    quality: QualityReport | None = None
 
     @property
     def proven(self) -> bool:
@@ -60,6 +63,8 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict for people; says "emulated" when any figure is."""
         text = _SENTENCES[self.kind](self)
+        if self.quality is not None and self.quality.figures is not None:
+            text += f" {self.quality.sentence}."
         if self.cache_idle:
             text += f" The cache took no part: {self.cache_idle}."
         return f"{text} (Emulated: {self.emulated}; no real device was measured.)" if self.emulated else text

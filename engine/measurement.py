@@ -6,6 +6,7 @@ from statistics import median
 from typing import Protocol
 
 from moetune.engine.config import EngineConfig
+from moetune.engine.passage import Passage, TokenScores
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,19 @@ class Failed:
     detail: str
 
 
-class Runner(Protocol):
+class Scorer(Protocol):
+    """What the quality gate needs of an engine."""
+
+    def score(
+        self, base: EngineConfig, others: tuple[EngineConfig, ...], passage: Passage, *, time_limit_s: float
+    ) -> tuple[TokenScores, ...] | Failed:
+        """Each of `others` against `base`; they may differ in what needs no reload of the model."""
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Tokens of `text` in the model's vocabulary, without special tokens."""
+
+
+class Runner(Scorer, Protocol):
     """Measures configurations of one model. The real one keeps an engine process alive across calls.
 
     `measure` never raises for what a configuration does to the engine: that is a `Failed`. It may reload or restart the
@@ -136,9 +149,6 @@ class Runner(Protocol):
 
     def measure(self, config: EngineConfig, trace: Trace, *, passes: int, time_limit_s: float) -> Measurement | Failed:
         """Measure one configuration; `passes` timed prompt passes."""
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Tokens of `text` in the model's vocabulary, without special tokens."""
 
     def close(self) -> None:
         """End the engine process; the next call starts a fresh one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+from numpy.typing import NDArray
 
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
 from moetune.engine.generation import GenerationRequest
@@ -143,16 +144,34 @@ class ModelHandle:
         """
         for start in range(0, len(tokens), self._n_batch):
             chunk = tokens[start : start + self._n_batch]
-            array = (llama.llama_token * len(chunk))(*chunk)
-            batch = llama.llama_batch_get_one(array, len(chunk))
-            if every_output:
-                batch.logits = (ctypes.c_int8 * len(chunk))(*[1] * len(chunk))
-            self._log.clear()
-            status = llama.llama_decode(self._context, batch)
-            if status != 0:
-                reason = self._log.failure(FailureReason.DECODE_FAILED)
-                raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
+            self._decode_batch(chunk, len(chunk) if every_output else None)
         llama.llama_synchronize(self._context)
+
+    def decode_logits(self, tokens: Sequence[int], n_last: int) -> NDArray[np.float32]:
+        """Append tokens to sequence 0; the logits [n_last, n_vocab] after the last `n_last`. Raises EngineFailure."""
+        logits = np.empty((n_last, self.n_vocab), np.float32)
+        n_before, n_filled = len(tokens) - n_last, 0
+        for start in range(0, len(tokens), self._n_batch):
+            chunk = tokens[start : start + self._n_batch]
+            n_outputs = max(0, start + len(chunk) - max(start, n_before))
+            self._decode_batch(chunk, n_outputs)
+            if n_outputs:
+                rows = np.ctypeslib.as_array(llama.llama_get_logits(self._context), shape=(n_outputs, self.n_vocab))
+                logits[n_filled : n_filled + n_outputs] = rows
+                n_filled += n_outputs
+        return logits
+
+    def _decode_batch(self, chunk: Sequence[int], n_outputs: int | None) -> None:
+        """Queue one batch. n_outputs: logits for the last so many tokens, None as llama.cpp does it: for the last."""
+        array = (llama.llama_token * len(chunk))(*chunk)
+        batch = llama.llama_batch_get_one(array, len(chunk))
+        if n_outputs is not None:
+            batch.logits = (ctypes.c_int8 * len(chunk))(*[0] * (len(chunk) - n_outputs), *[1] * n_outputs)
+        self._log.clear()
+        status = llama.llama_decode(self._context, batch)
+        if status != 0:
+            reason = self._log.failure(FailureReason.DECODE_FAILED)
+            raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
 
     def timed_decode(self, tokens: Sequence[int]) -> float:
         """Seconds `decode` takes."""

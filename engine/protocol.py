@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from moetune.engine.config import EngineConfig
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, Measurement, Trace
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.routing import RoutedBatch
 
 
@@ -58,6 +59,16 @@ class Route:
     tokens: tuple[int, ...]
     begins: bool
     kind: Literal["route"] = "route"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Compute the passage with `base` and with each of `others`, all placed alike, and compare. Answer: `Scored`."""
+
+    base: EngineConfig
+    others: tuple[EngineConfig, ...]
+    passage: Passage
+    kind: Literal["score"] = "score"
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,14 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The result of `Score`, in the order of its `others`."""
+
+    scores: tuple[TokenScores, ...]
+    kind: Literal["scored"] = "scored"
+
+
+@dataclass(frozen=True)
 class Refused:
     """Any request can end like this; the worker stays usable."""
 
@@ -123,8 +142,8 @@ class Refused:
     kind: Literal["refused"] = "refused"
 
 
-Request = Load | Measure | Tokenize | Generate | Route | Quit
-Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Refused
+Request = Load | Measure | Tokenize | Generate | Route | Score | Quit
+Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Scored | Refused
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 _responses: TypeAdapter[Response] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])

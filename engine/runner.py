@@ -13,6 +13,7 @@ from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.emulator import library_path as emulator_path
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.process import WorkerProcess
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.worker import Setup
@@ -99,6 +100,21 @@ class EngineRunner:
         if isinstance(response, protocol.Routed):
             return response.batch
         raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
+
+    def score(
+        self, base: EngineConfig, others: tuple[EngineConfig, ...], passage: Passage, *, time_limit_s: float
+    ) -> tuple[TokenScores, ...] | Failed:
+        """See `Scorer`. The load, when one is needed, counts against the time limit."""
+        if any(other.placement != base.placement for other in others):
+            raise ValueError("configurations to compare must be placed alike")
+        deadline = time.monotonic() + time_limit_s
+        ready = self._ready(base, deadline)
+        if isinstance(ready, Failed):
+            return ready
+        response = self._call(protocol.Score(base, others, passage), deadline)
+        if isinstance(response, protocol.Scored):
+            return response.scores
+        return response if isinstance(response, Failed) else self._out_of_turn(response)
 
     def _call(self, request: protocol.Request, deadline: float) -> protocol.Response | Failed:
         if self._process is None:

@@ -21,6 +21,7 @@ from moetune.engine.generation import GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
+from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
 from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
@@ -70,6 +71,8 @@ class Worker:
                     self._generate(request)
                 case protocol.Route():
                     self._send(protocol.Routed(self._route(request)))
+                case protocol.Score():
+                    self._send(protocol.Scored(self._score(request)))
         except EngineFailure as failure:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
@@ -203,6 +206,11 @@ class Worker:
             return self._recorder.take(len(request.tokens))
         except BadRecord as error:
             raise EngineFailure(FailureReason.REFUSED, str(error)) from error
+
+    def _score(self, request: protocol.Score) -> tuple[TokenScores, ...]:
+        from moetune.engine.scoring import compare  # SciPy, a quarter of a second that few workers need
+
+        return compare(self._loaded(), self._apply, request.base, request.others, request.passage)
 
 
 def _die_with_parent() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from moetune.autotune.memory import MemoryModel
 from moetune.engine.config import EngineConfig, KvType
 from moetune.engine.measurement import CacheCounters, Failed, FailureReason, Measurement, Trace
+from moetune.engine.passage import Passage, TokenScores
 
 Interruption = Callable[[int], None]
 
@@ -17,6 +18,8 @@ class Landscape:
 
     hit_gain: share of the RAM-expert time that slots of all experts would save. plugin_cost: what the loaded plugin
     multiplies the RAM-expert time by. true_buffers: how many times the estimated buffers are really used.
+    kld, same_top: what quantised KV types do to every scored token, and on which share of them the top token stays.
+    quantised_kv_gain: how many times as fast they make everything.
     """
 
     dense_s: float = 0.004
@@ -29,6 +32,9 @@ class Landscape:
     true_buffers: float = 1.0
     device_bytes: int = 1 << 62
     flat_s: float | None = None
+    kld: Callable[[EngineConfig], float] = lambda config: 1e-4
+    same_top: Callable[[EngineConfig], float] = lambda config: 0.999
+    quantised_kv_gain: float = 1.0
     broken: Callable[[EngineConfig], FailureReason | None] = lambda config: None
 
 
@@ -42,6 +48,7 @@ class FakeRunner:
     before: Interruption = lambda calls: None
     launched: list[EngineConfig] = field(default_factory=list)
     time_limits_s: list[float] = field(default_factory=list)
+    scored: list[tuple[EngineConfig, tuple[EngineConfig, ...], Passage]] = field(default_factory=list)
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -52,6 +59,22 @@ class FakeRunner:
 
     def close(self) -> None:
         self.closed = True
+
+    def score(
+        self, base: EngineConfig, others: tuple[EngineConfig, ...], passage: Passage, *, time_limit_s: float
+    ) -> tuple[TokenScores, ...] | Failed:
+        self.scored.append((base, others, passage))
+        reason = next(filter(None, map(self.landscape.broken, (base, *others))), None)
+        if reason is not None:
+            return Failed(reason, "as the landscape says")
+        n = len(passage.tokens) // passage.n_chunk * passage.n_scored
+        return tuple(self._scores(base, other, n) for other in others)
+
+    def _scores(self, base: EngineConfig, other: EngineConfig, n: int) -> TokenScores:
+        same = (other.type_k, other.type_v) == (base.type_k, base.type_v)
+        kld, share = (0.0, 1.0) if same else (self.landscape.kld(other), self.landscape.same_top(other))
+        same_top = tuple(i >= round(n * (1 - share)) for i in range(n))
+        return TokenScores((kld,) * n, same_top, (2.0 + kld,) * n, (2.0,) * n)
 
     def measure(self, config: EngineConfig, trace: Trace, *, passes: int, time_limit_s: float) -> Measurement | Failed:
         self.before(len(self.launched))
@@ -80,8 +103,10 @@ class FakeRunner:
     def token_s(self, config: EngineConfig) -> float:
         """The true seconds a token, without noise."""
         land = self.landscape
+        quantised = config.type_k is not KvType.F16 or config.type_v is not KvType.F16
+        gain = land.quantised_kv_gain if quantised else 1.0
         if land.flat_s is not None:
-            return land.flat_s
+            return land.flat_s / gain
         model = self.memory.model
         on_device = config.gpu_layers > 0
         in_ram = config.ram_expert_layers if on_device else model.n_layers
@@ -92,7 +117,7 @@ class FakeRunner:
             ram_s *= 1.1
         device_s = (model.n_layers - in_ram) * land.device_expert_layer_s
         kv_s = 0.0002 if config.type_k is not KvType.F16 else 0.0
-        return land.dense_s * (1 if on_device else 4) + ram_s + device_s + kv_s
+        return (land.dense_s * (1 if on_device else 4) + ram_s + device_s + kv_s) / gain
 
     def _hit_rate(self, config: EngineConfig) -> float:
         if config.cache is None or not self.memory.model.n_expert:

@@ -12,6 +12,7 @@ from world import MIB, dense_model, gpu, machine_with, moe_model, request_for, r
 from moetune.autotune import baselines
 from moetune.autotune.baselines import LOOKS
 from moetune.autotune.events import Silent
+from moetune.autotune.quality import QualityLevel
 from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
@@ -243,3 +244,65 @@ def test_a_context_beyond_the_models_is_an_error(request_: SearchRequest) -> Non
     with pytest.raises(MoetuneError, match="32768") as caught:
         run(replace(request_, n_ctx=65_536), Landscape())
     assert caught.value.code is ExitCode.USAGE
+
+
+def bad_kv(*bad: KvType) -> Callable[[EngineConfig], float]:
+    """What these types do to the model's predictions: far more than any level allows."""
+    return lambda config: 0.5 if {config.type_k, config.type_v} & set(bad) else 1e-4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_faster_kv_type_outside_the_quality_gate_is_never_chosen(tmp_path: Path, seed: int) -> None:
+    """Twice as fast and wrong: no winner, no baseline, no rival, no row of the table; and it is said."""
+    request = request_for(tmp_path, seed=seed, kv_types=(KvType.F16, KvType.Q8_0, KvType.Q4_0))
+    land = Landscape(quantised_kv_gain=2.0, kld=bad_kv(KvType.Q4_0, KvType.Q8_0), noise=0.01)
+    notes: list[str] = []
+    events = Silent()
+    events.note = notes.append  # type: ignore[method-assign]
+    runner = runner_for(MACHINE, MODEL, land)
+    result = search(request, runner, MACHINE, MODEL, events)
+    verdict = result.verdict
+    assert verdict.kind is VerdictKind.CACHE_WINS
+    chosen = [verdict.config, verdict.rival, *(duel.candidate for duel in result.duels)]
+    chosen += [duel.baseline for duel in result.duels]
+    assert {(c.type_k, c.type_v) for c in chosen if c is not None} == {(KvType.F16, KvType.F16)}
+    assert any("quality not passed" in note and "mean KLD above 0.01" in note for note in notes)
+
+
+def test_a_faster_kv_type_inside_the_quality_gate_wins_with_its_figures(request_: SearchRequest) -> None:
+    """The verdict says what the speed costs in quality, and only finalists' types were measured."""
+    request = replace(request_, kv_types=(KvType.F16, KvType.Q8_0, KvType.Q4_0))
+    land = Landscape(quantised_kv_gain=2.0, kld=bad_kv(KvType.Q4_0), noise=0.001)
+    result, runner = run(request, land)
+    config = result.verdict.config
+    assert config is not None
+    assert KvType.Q8_0 in (config.type_k, config.type_v)
+    assert KvType.Q4_0 not in (config.type_k, config.type_v)
+    assert "against f16: KLD 0.0001" in result.verdict.sentence
+    assert "same top token 99.9%" in result.verdict.sentence
+    measured = {(o.type_k, o.type_v) for _, others, _ in runner.scored for o in others}
+    tried = {(c.type_k, c.type_v) for c in runner.launched}
+    assert measured - {(KvType.F16, KvType.F16)} <= tried
+
+
+def test_a_baseline_of_a_less_strict_run_does_not_count(request_: SearchRequest) -> None:
+    """The same study at another level: stock with the bad type was promoted then and is not to be beaten now."""
+    lax = replace(request_, quality=QualityLevel.ANY, kv_types=(KvType.F16, KvType.Q4_0), n_trials=24)
+    land = Landscape(quantised_kv_gain=2.0, kld=bad_kv(KvType.Q4_0))
+    before, _ = run(lax, land)
+    assert any(r.origin is Origin.BASELINE and r.config.type_v is KvType.Q4_0 for r in before.records)
+    after, _ = run(replace(lax, quality=QualityLevel.NEAR_LOSSLESS), land)
+    shown = [r.config for r in after.records if r.origin is Origin.BASELINE]
+    assert {(c.type_k, c.type_v) for c in shown} == {(KvType.F16, KvType.F16)}
+    assert after.verdict.config is not None
+    assert after.verdict.config.type_v is KvType.F16
+
+
+def test_only_kv_types_outside_the_gate_stop_a_search_at_once(request_: SearchRequest) -> None:
+    """Nothing could be chosen in the end, so nothing is launched."""
+    request = replace(request_, kv_types=(KvType.Q4_0,))
+    runner = runner_for(MACHINE, MODEL, Landscape(kld=bad_kv(KvType.Q4_0)))
+    with pytest.raises(MoetuneError, match=r"KV q4_0 against f16.*mean KLD above") as caught:
+        search(request, runner, MACHINE, MODEL, Silent())
+    assert caught.value.code is ExitCode.USAGE
+    assert runner.launched == []

@@ -55,6 +55,7 @@ def test_a_file_that_is_no_model(command: Command, tmp_path: Path, model_file: P
         (["search", "MODEL", "--ctx", "-1"], ["-1"]),
         (["search", "MODEL", "--kv", "f16,q9"], ["q9", "q8_0"]),
         (["search", "MODEL", "--kv", ""], ["--kv", "f16"]),
+        (["search", "MODEL", "--quality", "best"], ["--quality", "near-lossless"]),
         (["search", "MODEL", "--emulate", "toaster"], ["toaster", "desktop"]),
         (["search", "MODEL", "--emulate", "desktop,vram_mib=lots"], ["vram_mib"]),
         (["run", "MODEL", "-p", "hi", "--max-tokens", "0"], ["--max-tokens"]),
@@ -72,6 +73,36 @@ def test_a_wrong_flag_or_argument(command: Command, model_file: Path, arguments:
     """The message names the flag and what it takes; the exit code is 2."""
     filled = [str(model_file) if argument == "MODEL" else argument for argument in arguments]
     command(*filled).complains(ExitCode.USAGE, *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["cannot be read", "No such file"]),
+        ("folder", ["cannot be read"]),
+        (b"", ["is empty"]),
+        (b" \n" * 9, ["is empty"]),
+        (b"\xff\xfe" * 900, ["not UTF-8 text (byte 0)"]),
+        (b"\x00" * 900, ["zero bytes"]),
+        (b"word " * (1 << 20), ["larger than 4 MiB"]),
+        (b"x" + "é".encode() * (1 << 22), ["larger than 4 MiB"]),
+        (b"too short", ["tokens; one chunk takes 512", "longer --quality-text"]),
+    ],
+    ids=["missing", "folder", "nothing", "blank", "not UTF-8", "binary", "too large", "cut", "too short"],
+)
+def test_a_quality_text_that_cannot_be_measured_on(
+    command: Command, model_file: Path, folders: Path, content: bytes | str | None, words: list[str]
+) -> None:
+    """It is found out before anything is measured: no study is begun."""
+    path = folders / "quality.txt"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    result = command("search", str(model_file), "--device", "none", "--quality-text", str(path))
+    assert [word for word in words if word not in result.err] == []
+    assert (result.code, "Traceback" in result.err) == (ExitCode.USAGE, False)
+    assert not list(folders.rglob("*.journal"))
 
 
 @pytest.mark.parametrize("piped", [b"", b"\n\n", b"\xff\xfe\x00"], ids=["nothing", "blank", "not text"])

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from moetune import __version__
 from moetune.autotune.display import Display
+from moetune.autotune.quality import QualityLevel
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
 from moetune.autotune.search import search as find_fastest
@@ -21,6 +22,7 @@ from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
 from moetune.cli.plan import recorded_hits
+from moetune.cli.texts import read_quality_text
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
 from moetune.engine.measurement import Failed, FailureReason
@@ -58,6 +60,13 @@ def search(
     kv: Annotated[str, typer.Option("--kv", help="KV-cache types that may compete, separated by commas.")] = ",".join(
         DEFAULT_KV_TYPES
     ),
+    quality: Annotated[
+        QualityLevel, typer.Option("--quality", help="What KV-cache types may cost in quality, measured on this model.")
+    ] = SearchRequest.quality,
+    quality_text: Annotated[
+        Path | None,
+        typer.Option("--quality-text", metavar="FILE", help="Measure that on this text; default: the workload's own."),
+    ] = None,
     emulate: Emulate = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
@@ -69,10 +78,12 @@ def search(
     \b
     moetune search model.gguf
     moetune search model.gguf --workload code --ctx 16384 --budget 20m
+    moetune search model.gguf --kv f16,q8_0,q4_0 --quality ok --quality-text mails.txt
     moetune search model.gguf --emulate desktop
     """
     chosen = load_workload(workload)
     competing = kv_types(kv)
+    own_text = read_quality_text(quality_text) if quality_text is not None else None
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     n_ctx = context_for(ctx, model, chosen)
@@ -94,6 +105,8 @@ def search(
         hits=recorded_hits(model),
         allow_overcommit=allow_overcommit,
         routing=store.recorded_routing(model.fingerprint),
+        quality=quality,
+        quality_text=own_text,
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:

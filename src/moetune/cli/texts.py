@@ -13,6 +13,9 @@ from moetune.profiles.workload import load_workload
 # A file is read only as far as its tokens can be wanted. Tokens of ordinary text have about four bytes.
 _BYTES_A_TOKEN = 64
 
+# Far more than is ever scored, and soon tokenised.
+_MOST_QUALITY_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class NamedText:
@@ -38,6 +41,22 @@ def read_texts(files: Sequence[str], workloads: Sequence[str], most_tokens: int)
     if len(names) > MAX_WORKLOADS:
         raise MoetuneError(f"{len(names)} texts are too many.", f"Give at most {MAX_WORKLOADS}.", ExitCode.USAGE)
     return tuple(named)
+
+
+def read_quality_text(path: Path) -> str:
+    """The file's text. Raises MoetuneError (USAGE) for what is no text, empty or too large."""
+    text = _read(str(path), _MOST_QUALITY_BYTES + 4)  # a character cut in two at the end is left out
+    if len(text.encode()) > _MOST_QUALITY_BYTES:
+        raise MoetuneError(
+            f"The text {path} is larger than {_MOST_QUALITY_BYTES >> 20} MiB.",
+            "Give a part of it; some ten thousand words are enough.",
+            ExitCode.USAGE,
+        )
+    if "\0" in text:
+        raise MoetuneError(f"{path} is not a text: it has zero bytes.", "Give a text file in UTF-8.", ExitCode.USAGE)
+    if not text.strip():
+        raise MoetuneError(f"The text {path} is empty.", "Give a file with some pages of text.", ExitCode.USAGE)
+    return text
 
 
 def _read_file(given: str, most_tokens: int) -> NamedText:
