@@ -260,11 +260,11 @@ def test_a_faster_kv_type_outside_the_quality_gate_is_never_chosen(tmp_path: Pat
     events = Silent()
     events.note = notes.append  # type: ignore[method-assign]
     runner = runner_for(MACHINE, MODEL, land)
-    result = search(request, runner, MACHINE, MODEL, events)
+    result = search(request, runner, MACHINE, MODEL, events, still)
     verdict = result.verdict
     assert verdict.kind is VerdictKind.CACHE_WINS
-    chosen = [verdict.config, verdict.rival, *(duel.candidate for duel in result.duels)]
-    chosen += [duel.baseline for duel in result.duels]
+    assert result.race is not None
+    chosen = [verdict.config, verdict.rival, *(arm.config for arm in result.race.arms), result.race.incumbent]
     assert {(c.type_k, c.type_v) for c in chosen if c is not None} == {(KvType.F16, KvType.F16)}
     assert any("quality not passed" in note and "mean KLD above 0.01" in note for note in notes)
 

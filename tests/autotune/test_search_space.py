@@ -290,7 +290,7 @@ def test_seeds_fit_and_differ(world: str) -> None:
     machine, model, device = WORLDS[world]
     space, memory = space_of(machine, model, device)
     cost = cost_model(model, machine, memory, shape_for(WORKLOAD, space.default.n_ctx))
-    proposed = seeds(space, memory, cost)
+    proposed = seeds(space, memory, cost, 12, ())
     assert len(set(proposed)) == len(proposed) > 0
     assert all(memory.fits_fast(config) for config in proposed)
     assert all(space.config_of(space.params_of(c, memory), memory) == c for c in proposed if c.cache is None)
