@@ -19,7 +19,10 @@ _SLOWEST_LOAD_BYTES_S = 50e6
 
 @dataclass
 class Session:
-    """One search under way. memory learns from every trial; everything else stays as it was given."""
+    """One search under way. memory learns from every trial, other workers' too; all else stays as it was given.
+
+    earlier: what other studies of this model found best here.
+    """
 
     request: SearchRequest
     space: Space
@@ -28,11 +31,19 @@ class Session:
     trace: Trace
     events: SearchEvents
     memory: MemoryModel
+    earlier: tuple[EngineConfig, ...] = ()
     clock: Callable[[], float] = field(default=time.monotonic)
+    _learnt: int = 0
 
     def __post_init__(self) -> None:
-        for record in self.study.records:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Learn from the records that have come since, whoever measured them."""
+        self.study.refresh()
+        for record in self.study.records[self._learnt :]:
             self._learn(record.config, record.outcome)
+        self._learnt = len(self.study.records)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -46,6 +57,7 @@ class Session:
 
     def find(self, config: EngineConfig) -> TrialRecord | None:
         """An earlier trial of exactly this configuration, in this search or the one it resumes."""
+        self.catch_up()
         return next((record for record in self.study.records if record.config == config), None)
 
     @property
@@ -64,9 +76,10 @@ class Session:
         return min(longest, max(self.request.shortest_limit_s, fair))
 
     def evaluate(self, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
-        """Measure `config`, unless it cannot fit, and tell the study."""
-        number, _ = self.study.ask(self.space.params_of(config, self.memory))
-        return self.run(number, config, origin, name)
+        """Measure `config`, unless it cannot fit or another worker is at it, and tell the study."""
+        claimed = self.study.claim(self.space.params_of(config, self.memory), config, origin)
+        self.catch_up()
+        return claimed if isinstance(claimed, TrialRecord) else self.run(claimed, config, origin, name)
 
     def run(self, number: int, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
         """Measure `config` as the trial already asked for under `number`."""
@@ -97,7 +110,7 @@ class Session:
             host_excess_bytes=host_excess,
         )
         self.study.tell(record)
-        self._learn(config, outcome)
+        self.catch_up()
         self.events.trial_finished(record, self.best, self.best_baseline)
         return record
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetune.autotune.database import Database
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
 
@@ -17,7 +18,8 @@ class SearchRequest:
     configurations, baselines and the duel not counted. finalists: candidates that may duel the best baseline.
     passes: timed prompt passes a trial. longest_trial_s: the time limit before anything is known; later trials get
     `incumbent_factor` times the incumbent's wall time and its reload. engine_version: part of the study's key.
-    allow_overcommit: search even where the model is larger than RAM and fast tier together.
+    allow_overcommit: search even where the model is larger than RAM and fast tier together. database: where identical
+    machines share the study; None keeps it in `state_dir`.
     """
 
     workload: Workload
@@ -36,3 +38,4 @@ class SearchRequest:
     duel_blocks: int = 6
     margin: float = 0.01
     allow_overcommit: bool = False
+    database: Database | None = None

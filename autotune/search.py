@@ -2,14 +2,16 @@
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.duel import Duel
+from moetune.autotune.earlier import earlier_best
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import finalists, run_finals
+from moetune.autotune.identity import identity_of
 from moetune.autotune.memory import MemoryModel, require_memory
+from moetune.autotune.open_study import open_study
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
-from moetune.autotune.study import open_study, study_key
 from moetune.autotune.tier import choose_tier
 from moetune.autotune.trace import RequestShape, build_trace, shape_for
 from moetune.autotune.trials import measure_trials, trials_left
@@ -36,17 +38,24 @@ def search(
     require_memory(memory, space.default, request.allow_overcommit)
     shape = shape_for(request.workload, request.n_ctx)
     _explain(space, shape, request, events)
-    with open_study(request.state_dir, _key(request, machine, model, space), space, request.seed) as study:
+    identity = identity_of(request, machine, model, space)
+    with open_study(request.state_dir, identity, space, request.seed, request.database, events.note) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
         duels: tuple[Duel, ...] = ()
         interrupted = False
         try:
             trace = build_trace(request.workload, shape, runner)
-            session = Session(request, space, study, runner, trace, events, memory)
+            earlier = earlier_best(request.state_dir, request.database, identity, space, memory)
+            if earlier:
+                events.note(f"Starting from the best of {len(earlier)} earlier searches of this model here.")
+            session = Session(request, space, study, runner, trace, events, memory, earlier)
             _baselines(session)
             _trials(session)
-            duels = _finals(session)
+            # One worker proves for all; the others find every measurement made.
+            with study.turn("side-by-side"):
+                _confirm(session)
+                duels = _finals(session)
         except KeyboardInterrupt:
             interrupted = True
         verdict = judge(space, study.records, duels, interrupted=interrupted)
@@ -74,19 +83,6 @@ def _explain(space: Space, shape: RequestShape, request: SearchRequest, events: 
         )
 
 
-def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -> str:
-    return study_key(
-        model.fingerprint,
-        machine.fingerprint,
-        request.engine_version,
-        request.n_ctx,
-        request.workload.name,
-        repr(request.workload),
-        space.default.device or "cpu",
-        space.digest,
-    )
-
-
 def _baselines(session: Session) -> None:
     session.events.phase(Phase.BASELINES, 0)
     measure_baselines(session)
@@ -95,6 +91,9 @@ def _baselines(session: Session) -> None:
 def _trials(session: Session) -> None:
     session.events.phase(Phase.TRIALS, trials_left(session))
     measure_trials(session)
+
+
+def _confirm(session: Session) -> None:
     session.events.phase(Phase.CONFIRM, 0)
     for rival in finalists(session):
         measure_twin(session, rival)

@@ -14,16 +14,30 @@ def measure_trials(session: Session) -> None:
     """Run the trials that are left of `n_trials`; those of an earlier, interrupted search count."""
     _evaluate_seeds(session)
     fruitless = 0
-    while trials_left(session) and fruitless < _MOST_FRUITLESS:
-        number, params = session.study.ask()
-        config = session.space.config_of(params, session.memory)
+    while _may_sample(session) and fruitless < _MOST_FRUITLESS:
+        proposal = session.study.propose()
+        config = session.space.config_of(proposal.params, session.memory)
         known = session.find(config)
         if known is not None:
-            session.study.repeat(number, known)
+            session.study.repeat(proposal.number, known)
+            fruitless += 1
+        elif not session.study.take(proposal.number, config):
+            session.study.abandon(proposal.number, "another worker measures the same")
             fruitless += 1
         else:
-            launched = session.run(number, config, Origin.SAMPLER).launched
+            launched = session.run(proposal.number, config, proposal.origin).launched
             fruitless = 0 if launched else fruitless + 1
+
+
+def _may_sample(session: Session) -> bool:
+    """Whether a trial is left for this worker; while others are at the last ones it waits, since they may die."""
+    while True:
+        session.catch_up()
+        left = trials_left(session)
+        elsewhere = session.study.running_elsewhere
+        if left > elsewhere or not left + elsewhere:
+            return left > 0
+        session.study.wait_for_others()
 
 
 def _evaluate_seeds(session: Session) -> None:
@@ -31,8 +45,10 @@ def _evaluate_seeds(session: Session) -> None:
     if any(record.origin is Origin.SAMPLER for record in session.study.records):
         return
     done = sum(record.origin is Origin.SEED for record in session.study.records)
-    for config in seeds(session.space, session.memory)[done : max(1, session.request.n_trials // 2)]:
-        if trials_left(session) and session.find(config) is None:
+    guesses = dict.fromkeys([*session.earlier, *seeds(session.space, session.memory)])
+    for config in tuple(guesses)[done : max(1, session.request.n_trials // 2)]:
+        # One that another worker is at comes back by itself if that worker dies.
+        if trials_left(session) and not session.study.runs_elsewhere(config) and session.find(config) is None:
             session.evaluate(config, Origin.SEED)
     _evaluate_combination(session)
 

@@ -176,7 +176,7 @@ def test_side_by_side_samples_are_kept(request_: SearchRequest) -> None:
     """Every block's raw samples lie in the journal."""
     result = run(request_)
     text = journal_of(request_).read_text()
-    assert text.count("duel-block-") >= len(result.duels[0].blocks)
+    assert text.count("baseline_turn_s") >= len(result.duels[0].blocks)
     assert "tg_samples_s" in text
 
 

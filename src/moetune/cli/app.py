@@ -8,6 +8,7 @@ from moetune import __version__
 from moetune.cli.probe import probe
 from moetune.cli.run import run
 from moetune.cli.search import search
+from moetune.cli.study import study
 from moetune.cli.trace import trace
 
 # Completion would add two flags of its own; rich's boxes would break `--help` in pipes and ignore terminal width.
@@ -39,6 +40,7 @@ def moetune(
     moetune probe                 what this machine is, measured
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf -p HI  run the model with what was found
+    moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
     """
     if context.invoked_subcommand is None:
@@ -49,3 +51,9 @@ app.command(short_help="Show what this machine is, measured.")(probe)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
+app.add_typer(
+    study,
+    name="study",
+    short_help="List, show, export or drop searches.",
+    help="What was searched, and every trial of it.",
+)

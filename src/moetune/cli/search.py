@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from moetune import __version__
+from moetune.autotune.database import parse_database
 from moetune.autotune.display import Display
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
@@ -16,7 +17,7 @@ from moetune.autotune.search import search as find_fastest
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
-from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, kv_types
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, Storage, context_for, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
@@ -51,6 +52,7 @@ def search(
     emulate: Emulate = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
+    storage: Storage = None,
 ) -> None:
     """Find the fastest way to run the model here, prove it against stock llama.cpp, and remember it.
 
@@ -60,9 +62,11 @@ def search(
     moetune search model.gguf
     moetune search model.gguf --workload code --ctx 16384 --trials 40
     moetune search model.gguf --emulate desktop
+    moetune search model.gguf --storage postgresql://tuner@host/moetune
     """
     chosen = load_workload(workload)
     competing = kv_types(kv)
+    database = None if storage is None else parse_database(storage)
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     n_ctx = context_for(ctx, model, chosen)
@@ -80,6 +84,7 @@ def search(
         kv_types=competing,
         seed=seed,
         allow_overcommit=allow_overcommit,
+        database=database,
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:

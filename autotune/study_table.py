@@ -1,0 +1,82 @@
+"""Studies and their trials as tables for people; 80 columns."""
+
+from datetime import datetime
+
+from tabulate import tabulate
+
+from moetune.autotune.record import Origin
+from moetune.autotune.shelf import StoredStudy, StoredTrial
+from moetune.autotune.words import describe
+
+_LIST_HEADERS = ("study", "model", "machine", "ctx", "workload", "trials", "best", "date")
+_LIST_WIDTHS = (8, 12, 15, 6, 8, 6, 7, 10)
+_TRIAL_HEADERS = ("trial", "configuration", "turn s", "pp tok/s", "tg tok/s", "constraints", "by")
+_TRIAL_WIDTHS = (5, 22, 8, 8, 8, 12, 9)
+
+
+def studies_table(studies: tuple[StoredStudy, ...]) -> str:
+    """One row a study; best is the turn time of its fastest trial."""
+    rows = [
+        (
+            study.key[:8],
+            study.identity.model_name,
+            study.identity.machine_label,
+            study.identity.n_ctx,
+            study.identity.workload,
+            len(study.records),
+            _seconds(study.best.turn_s) if study.best else "–",
+            f"{study.last_at:%Y-%m-%d}" if study.last_at else "–",
+        )
+        for study in studies
+    ]
+    return _table(rows, _LIST_HEADERS, _LIST_WIDTHS)
+
+
+def study_table(study: StoredStudy) -> str:
+    """What the study is about, a row a trial, and the side-by-side."""
+    about = study.identity
+    began = min((trial.began for trial in study.trials if trial.began), default=None)
+    head = [
+        ("study", study.key),
+        ("model", about.model_name),
+        ("machine", about.machine_label),
+        ("engine", about.engine),
+        ("device", about.device),
+        ("context", f"{about.n_ctx:,} tokens"),
+        ("workload", about.workload),
+        ("measured", f"{_when(began)} to {_when(study.last_at)}"),
+        ("side by side", f"{len(study.blocks)} blocks"),
+    ]
+    rows = [_trial_row(trial, about.n_layers) for trial in study.trials]
+    facts = tabulate(head, tablefmt="plain", maxcolwidths=[12, 66], disable_numparse=True)
+    return f"{facts}\n\n{_table(rows, _TRIAL_HEADERS, _TRIAL_WIDTHS)}"
+
+
+def _trial_row(trial: StoredTrial, n_layers: int) -> tuple[str, ...]:
+    record, number = trial.record, str(trial.number)
+    worker = trial.worker.rsplit("-", 1)[0]
+    if record is None:
+        return number, trial.remark or trial.state, "–", "–", "–", "–", worker
+    words = describe(record.config, n_layers)
+    what = f"{record.name}: {words}" if record.origin is Origin.BASELINE else words
+    broken = [f"{name} {value:+.3g}" for name, value in trial.constraints.items() if value > 0]
+    constraints = ", ".join(broken) or "met"
+    measured = record.measurement
+    if measured is None:
+        return number, f"{what}; {record.failure}", "–", "–", "–", constraints, worker
+    speeds = (f"{measured.pp_tps:,.1f}", f"{measured.tg_tps:,.1f}")
+    return number, what, _seconds(record.turn_s), *speeds, constraints, worker
+
+
+def _table(
+    rows: list[tuple[object, ...]] | list[tuple[str, ...]], headers: tuple[str, ...], widths: tuple[int, ...]
+) -> str:
+    return tabulate(rows, headers=headers, maxcolwidths=list(widths), disable_numparse=True)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.3g}"
+
+
+def _when(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M}" if at else "–"
