@@ -1,7 +1,7 @@
 """Where several identical machines keep one study together: a PostgreSQL database, as the user names it."""
 
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from moetune.errors import ExitCode, MoetuneError
 
@@ -26,8 +26,9 @@ class Database:
 
     def hide(self, text: str) -> str:
         """`text` without the password, should a server or a driver repeat it."""
-        secret = urlsplit(self.url).password
-        for word in {secret, unquote(secret)} if secret else ():
+        parts = urlsplit(self.url)
+        secrets = [parts.password or "", *parse_qs(parts.query).get("password", [])]
+        for word in {word for secret in secrets for word in (secret, unquote(secret)) if word}:
             text = text.replace(word, "***")
         return text
 
@@ -42,9 +43,9 @@ def parse_database(url: str) -> Database:
         raise _unclear() from None
     if parts.scheme not in _SCHEMES:
         # Only the scheme is repeated: what follows may be a password.
-        scheme = f" but {parts.scheme}" if parts.scheme.isalnum() else ""
+        given = f", not {parts.scheme}" if parts.scheme.isalnum() else " as a URL"
         raise MoetuneError(
-            f"--storage takes a PostgreSQL database,{scheme or ' and this names none'}.",
+            f"--storage takes a PostgreSQL database{given}.",
             f"{_EXAMPLE}. Without it the study is a file of this machine.",
             ExitCode.USAGE,
         )

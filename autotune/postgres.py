@@ -19,7 +19,8 @@ from moetune.errors import ExitCode, MoetuneError
 
 OnDeath = Callable[[Study, FrozenTrial], None]
 _CONNECT_S = 10
-_OURS = frozenset({"studies", "trials", "version_info", "alembic_version"})
+_OURS = frozenset({"studies", "trials", "trial_heartbeats", "version_info"})
+_LOCK = int.from_bytes(b"moetune")
 # PostgreSQL's codes for "read-only transaction" and "insufficient privilege".
 _READ_ONLY = ("25006", "42501")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -34,7 +35,7 @@ def open_postgres(database: Database, on_death: OnDeath | None = None) -> RDBSto
     with reported(database):
         with _engine(database).begin() as connection:
             # Two workers that make the tables at the same time would trip over one another.
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('moetune'))"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             _refuse_foreign(connection, database)
             storage = _storage(database, on_death)
         _outlast(storage.engine, database.patience_s)
@@ -43,11 +44,9 @@ def open_postgres(database: Database, on_death: OnDeath | None = None) -> RDBSto
 
 def look_into(database: Database) -> RDBStorage | None:
     """The storage for reading; None where the database is still empty, which it then stays."""
-    with reported(database):
-        with _engine(database).connect() as connection:
-            if not _refuse_foreign(connection, database):
-                return None
-        return _storage(database, None)
+    with reported(database), _engine(database).begin() as connection:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_LOCK})"))
+        return _storage(database, None) if _refuse_foreign(connection, database) else None
 
 
 @contextmanager
@@ -145,11 +144,11 @@ def _outlast(engine: Engine, patience_s: float) -> None:
 def _explained(database: Database, error: Exception, remedy: str) -> MoetuneError:
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     said = getattr(cause, "orig", None) or cause
-    words = database.hide(" ".join(str(said).split()))[:300] or type(said).__name__
+    words = database.hide(" ".join(str(said).split()))[:300].rstrip("?.") or type(said).__name__
     if getattr(said, "sqlstate", None) in _READ_ONLY:
         what = f"The database {database.shown} does not let us write: {words}"
         advice = "Use a user who may write there (GRANT ALL ON ALL TABLES IN SCHEMA public), or a database of its own."
     else:
         what = f"The database {database.shown} cannot be used: {words}"
-        advice = "Check that PostgreSQL runs there and lets this machine in, and the user, password and database in --storage."
-    return MoetuneError(what.rstrip(".") + ".", f"{advice}\n{remedy}".strip(), ExitCode.STORAGE)
+        advice = "Check that PostgreSQL runs there and lets us in, and user, password and database in --storage."
+    return MoetuneError(f"{what}.", f"{advice}\n{remedy}".strip(), ExitCode.STORAGE)

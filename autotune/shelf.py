@@ -19,7 +19,7 @@ from moetune.autotune.evaluate import fastest
 from moetune.autotune.heart import Heart
 from moetune.autotune.identity import IDENTITY, StudyIdentity
 from moetune.autotune.journal import exclusive
-from moetune.autotune.record import TrialRecord
+from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.study import BLOCK_ATTR, REASON_ATTR, RECORD_ATTR, UnreadableRecord, read_record
 from moetune.errors import ExitCode, MoetuneError
 
@@ -34,6 +34,7 @@ class StoredTrial:
     number: int
     state: str
     worker: str
+    origin: Origin | None
     record: TrialRecord | None
     remark: str
     constraints: Mapping[str, float]
@@ -215,6 +216,7 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
         number=trial.number,
         state=trial.state.name.lower(),
         worker=claim.worker if claim else "",
+        origin=claim.origin if claim else None,
         record=record,
         remark=remark,
         constraints=trial.constraints,

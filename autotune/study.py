@@ -179,7 +179,6 @@ class Study:
 
     def _begin(self, params: Params, claim: Claim) -> int:
         """A running trial with its claim, in one write: no worker ever sees the one without the other."""
-        before = {trial.number for trial in self._study.get_trials(deepcopy=False)}
         distributions = {name: self._space.distributions[name] for name in params}
         attributes = {ATTRIBUTE: claim.dump}
         self._study.add_trial(
@@ -188,9 +187,8 @@ class Study:
             )
         )
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        mine = max(t.number for t in running if t.number not in before and claim_of(t) == claim)
-        trial_id = next(trial._trial_id for trial in running if trial.number == mine)
-        return self._opened(Trial(self._study, trial_id)).number
+        mine = next(t for t in running if t.number not in self._open and claim_of(t) == claim)
+        return self._opened(Trial(self._study, mine._trial_id)).number
 
     def _opened(self, trial: Trial) -> Trial:
         self._open[trial.number] = trial

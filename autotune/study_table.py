@@ -1,5 +1,6 @@
 """Studies and their trials as tables for people; 80 columns."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from tabulate import tabulate
@@ -8,10 +9,10 @@ from moetune.autotune.record import Origin
 from moetune.autotune.shelf import StoredStudy, StoredTrial
 from moetune.autotune.words import describe
 
-_LIST_HEADERS = ("study", "model", "machine", "ctx", "workload", "trials", "best", "date")
-_LIST_WIDTHS = (8, 12, 15, 6, 8, 6, 7, 10)
-_TRIAL_HEADERS = ("trial", "configuration", "turn s", "pp tok/s", "tg tok/s", "constraints", "by")
-_TRIAL_WIDTHS = (5, 22, 8, 8, 8, 12, 9)
+_LIST_HEADERS = ("study", "model", "machine", "ctx", "workload", "trials", "best s", "date")
+_LIST_WIDTHS = (8, 10, 11, 6, 8, 6, 7, 10)
+_TRIAL_HEADERS = ("no", "configuration", "turn s", "pp tok/s", "tg tok/s", "constraint", "by")
+_TRIAL_WIDTHS = (4, 23, 6, 8, 8, 10, 9)
 
 
 def studies_table(studies: tuple[StoredStudy, ...]) -> str:
@@ -49,7 +50,10 @@ def study_table(study: StoredStudy) -> str:
     ]
     rows = [_trial_row(trial, about.n_layers) for trial in study.trials]
     facts = tabulate(head, tablefmt="plain", maxcolwidths=[12, 66], disable_numparse=True)
-    return f"{facts}\n\n{_table(rows, _TRIAL_HEADERS, _TRIAL_WIDTHS)}"
+    parts = [facts, _table(rows, _TRIAL_HEADERS, _TRIAL_WIDTHS)]
+    if "(emulated)" in about.machine_label:
+        parts.append("Emulated: no real device was measured.")
+    return "\n\n".join(parts)
 
 
 def _trial_row(trial: StoredTrial, n_layers: int) -> tuple[str, ...]:
@@ -59,7 +63,7 @@ def _trial_row(trial: StoredTrial, n_layers: int) -> tuple[str, ...]:
         return number, trial.remark or trial.state, "–", "–", "–", "–", worker
     words = describe(record.config, n_layers)
     what = f"{record.name}: {words}" if record.origin is Origin.BASELINE else words
-    broken = [f"{name} {value:+.3g}" for name, value in trial.constraints.items() if value > 0]
+    broken = [f"{name.replace('_', ' ')} {value:+.3g}" for name, value in trial.constraints.items() if value > 0]
     constraints = ", ".join(broken) or "met"
     measured = record.measurement
     if measured is None:
@@ -68,10 +72,10 @@ def _trial_row(trial: StoredTrial, n_layers: int) -> tuple[str, ...]:
     return number, what, _seconds(record.turn_s), *speeds, constraints, worker
 
 
-def _table(
-    rows: list[tuple[object, ...]] | list[tuple[str, ...]], headers: tuple[str, ...], widths: tuple[int, ...]
-) -> str:
-    return tabulate(rows, headers=headers, maxcolwidths=list(widths), disable_numparse=True)
+def _table(rows: Sequence[Sequence[object]], headers: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    # tabulate pads its own headers by two columns each, which 80 do not have room for.
+    lines = [headers, ["-" * len(header) for header in headers], *rows]
+    return tabulate(lines, tablefmt="plain", maxcolwidths=list(widths), disable_numparse=True)
 
 
 def _seconds(seconds: float | None) -> str:

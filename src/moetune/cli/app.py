@@ -51,9 +51,4 @@ app.command(short_help="Show what this machine is, measured.")(probe)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
-app.add_typer(
-    study,
-    name="study",
-    short_help="List, show, export or drop searches.",
-    help="What was searched, and every trial of it.",
-)
+app.add_typer(study, name="study", short_help="List, show, export or drop searches.")

@@ -18,9 +18,7 @@ from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.store import write_file
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or as much of it as tells it apart.")]
-study = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
-)
+study = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 class ExportFormat(StrEnum):
@@ -28,6 +26,18 @@ class ExportFormat(StrEnum):
 
     JSON = "json"
     CSV = "csv"
+
+
+@study.callback(invoke_without_command=True)
+def studies(context: typer.Context) -> None:
+    """What was searched, and every trial of it.
+
+    \b
+    moetune study list
+    moetune study show 4be1
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @study.command("list", short_help="Every search that is remembered.")
@@ -92,13 +102,13 @@ def drop_study(
     \b
     moetune study drop 4be1
     """
-    studies = _studies(storage)
-    found = studies.read().find(name)
+    kept = _studies(storage)
+    found = kept.read().find(name)
     about = found.identity
     what = f"{about.model_name}, {about.workload}, context {about.n_ctx}, {len(found.records)} trials"
     if not yes:
         _confirm(f"Delete {found.key[:8]} ({what})? [y/N] ")
-    studies.drop(found.key)
+    kept.drop(found.key)
     note(f"Deleted: {found.key[:8]} ({what})")
 
 
