@@ -31,7 +31,8 @@ test-slow: $(STAMP) postgres
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 postgres:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
-	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends postgresql; } || \
+	    { $(SUDO) apt-get update && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	      apt-get install --yes --no-install-recommends postgresql; } || \
 	    echo "PostgreSQL could not be installed: the tests of --storage are skipped."
 
 # An hour of decoding while every setting changes, against stock llama.cpp: nothing may differ, nothing may grow.

@@ -21,8 +21,8 @@ def earlier_best(
     The same workload first, then the nearest context. What a stored record asks of the engine never reaches it as it
     stands: every value becomes a choice of this space, slots the same share of what is free now.
     """
-    studies = [s for s in studies_of(state_dir, database).read().studies if s.identity.teaches(identity)]
-    studies.sort(key=lambda study: _distance(study, identity))
+    teaching = studies_of(state_dir, database).read(lambda other: other.teaches(identity)).studies
+    studies = sorted(teaching, key=lambda study: _distance(study, identity))
     found = [_nearest(study.best.config, space, memory) for study in studies if study.best is not None]
     return tuple(dict.fromkeys(config for config in found if config is not None))[:_MOST]
 

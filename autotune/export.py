@@ -20,7 +20,7 @@ def to_json(study: StoredStudy) -> str:
         "study": study.key,
         "identity": asdict(study.identity),
         "trials": [_trial(trial) for trial in study.trials],
-        "blocks": [json.loads(block) for block in study.blocks],
+        "blocks": [_block(block) for block in study.blocks],
     }
     return json.dumps(content, indent=1, ensure_ascii=False)
 
@@ -51,6 +51,13 @@ def _trial(trial: StoredTrial) -> dict[str, Any]:
         "constraints": dict(trial.constraints),
         **{name: value for name, value in record.items() if name != "number"},
     }
+
+
+def _block(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _time(at: datetime | None) -> str:

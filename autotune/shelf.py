@@ -1,7 +1,7 @@
 """Every study that is remembered, read without disturbing whoever is at work on it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from moetune.autotune.study import BLOCK_ATTR, REASON_ATTR, RECORD_ATTR, Unreada
 from moetune.errors import ExitCode, MoetuneError
 
 IDENTITY_ATTR = "identity"
+Wanted = Callable[[StudyIdentity], bool]
 _NAME = re.compile("[0-9a-f]{24}")
 
 
@@ -93,8 +94,8 @@ class Shelf:
 class Studies(Protocol):
     """The studies of one place."""
 
-    def read(self) -> Shelf:
-        """All of them; MoetuneError (STORAGE) when the place itself cannot be read."""
+    def read(self, wanted: Wanted = lambda identity: True) -> Shelf:
+        """All that are wanted; MoetuneError (STORAGE) when the place itself cannot be read."""
 
     def drop(self, key: str) -> None:
         """Delete one for good; MoetuneError (BUSY) while a search is at work on it."""
@@ -111,13 +112,13 @@ class Journals:
 
     folder: Path
 
-    def read(self) -> Shelf:
+    def read(self, wanted: Wanted = lambda identity: True) -> Shelf:
         """A file that another search is writing is read up to its last whole line; a damaged one is left as it is."""
         studies: list[StoredStudy] = []
         unusable: list[MoetuneError] = []
         for path in sorted(self.folder.glob("*.journal")):
             try:
-                inside = read_studies(JournalStorage(JournalFileBackend(str(path))))
+                inside = read_studies(JournalStorage(JournalFileBackend(str(path))), wanted)
                 studies += [study for study in inside if study.key == path.stem]
             except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
                 why = str(error)[:120] or type(error).__name__
@@ -148,7 +149,7 @@ class Tables:
 
     database: Database
 
-    def read(self) -> Shelf:
+    def read(self, wanted: Wanted = lambda identity: True) -> Shelf:
         """Studies of other programs that use optuna are passed over."""
         from moetune.autotune.postgres import look_into, reported
 
@@ -156,7 +157,7 @@ class Tables:
         if storage is None:
             return Shelf((), ())
         with reported(self.database):
-            return _sorted(read_studies(storage), [])
+            return _sorted(read_studies(storage, wanted), [])
 
     def drop(self, key: str) -> None:
         """Refused while a worker gives signs of life."""
@@ -184,12 +185,12 @@ def identity_in(attributes: Mapping[str, Any]) -> StudyIdentity | None:
         return None
 
 
-def read_studies(storage: BaseStorage) -> list[StoredStudy]:
-    """moetune's own studies in the storage."""
+def read_studies(storage: BaseStorage, wanted: Wanted) -> list[StoredStudy]:
+    """moetune's own studies in the storage; only the trials of those that are wanted are read."""
     found = []
     for known in storage.get_all_studies():
         identity = identity_in(known.user_attrs)
-        if identity is not None and _NAME.fullmatch(known.study_name):
+        if identity is not None and _NAME.fullmatch(known.study_name) and wanted(identity):
             trials = storage.get_all_trials(known._study_id, deepcopy=False)
             blocks = tuple(str(t.user_attrs[BLOCK_ATTR]) for t in trials if BLOCK_ATTR in t.user_attrs)
             shown = tuple(_stored(trial) for trial in trials if _is_trial(trial))

@@ -173,9 +173,13 @@ class Study:
         if unsent.block is not None and unsent.block not in self.blocks:
             self._add_block(unsent.block)
         record = unsent.record
-        if record is not None and not any(is_again(record, known) for known in self.records):
+        if record is None or any(is_again(record, known) for known in self.records):
+            return
+        try:
             self._add(record, unsent.params)
-            self._collect(self._study.get_trials(deepcopy=False))
+        except (ValueError, KeyError) as error:
+            raise UnreadableRecord(f"what waits to be sent is damaged: {str(error)[:100]}") from None
+        self._collect(self._study.get_trials(deepcopy=False))
 
     def _begin(self, params: Params, claim: Claim) -> int:
         """A running trial with its claim, in one write: no worker ever sees the one without the other."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from textwrap import wrap
 
 from tabulate import tabulate
 
@@ -49,7 +50,9 @@ def study_table(study: StoredStudy) -> str:
         ("side by side", f"{len(study.blocks)} blocks"),
     ]
     rows = [_trial_row(trial, about.n_layers) for trial in study.trials]
-    facts = tabulate(head, tablefmt="plain", maxcolwidths=[12, 66], disable_numparse=True)
+    facts = tabulate(
+        [(name, "\n".join(wrap(value, 66))) for name, value in head], tablefmt="plain", disable_numparse=True
+    )
     parts = [facts, _table(rows, _TRIAL_HEADERS, _TRIAL_WIDTHS)]
     if "(emulated)" in about.machine_label:
         parts.append("Emulated: no real device was measured.")
@@ -73,9 +76,10 @@ def _trial_row(trial: StoredTrial, n_layers: int) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[object]], headers: tuple[str, ...], widths: tuple[int, ...]) -> str:
-    # tabulate pads its own headers by two columns each, which 80 do not have room for.
-    lines = [headers, ["-" * len(header) for header in headers], *rows]
-    return tabulate(lines, tablefmt="plain", maxcolwidths=list(widths), disable_numparse=True)
+    # tabulate pads headers by two columns, which 80 have no room for, and its own wrapping trips over "1,234.5".
+    wrapped = [["\n".join(wrap(str(cell), width)) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = [headers, ["-" * len(header) for header in headers], *wrapped]
+    return tabulate(lines, tablefmt="plain", disable_numparse=True)
 
 
 def _seconds(seconds: float | None) -> str:

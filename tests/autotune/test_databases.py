@@ -93,7 +93,7 @@ def test_an_unreachable_server_is_named(server: Server) -> None:
 
 def test_a_wrong_password_or_database_is_what_the_server_says(server: Server, name: str) -> None:
     """The password that was tried is not shown."""
-    error = refusal(server.url(name, password="mistyped"))
+    error = refusal(server.url(name, password="mistyped"))  # noqa: S106
     assert "password authentication failed" in error.cause
     assert "mistyped" not in str(error)
     assert '"nowhere" does not exist' in refusal(server.url("nowhere")).cause
