@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find engine/native -type f)
 
-.PHONY: demo test test-slow soak bench lint clean
+.PHONY: demo test test-slow soak bench lint clean postgres
 
 # The main job on the demo model and an emulated accelerator: nothing here needs a GPU, and every figure says so.
 DEMO    = $(shell $(BIN)/python -m moetune.demo)
@@ -19,13 +19,21 @@ demo: $(STAMP)
 	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 1024 --trials 8
 	$(TOUR) run $(DEMO) --emulate $(EMULATE) -p "def read_lines(path):" --max-tokens 64
 
-test: lint
+test: lint postgres
 	$(BIN)/pytest -m "not slow"
 
 # Builds stock llama.cpp from its source distribution, among other things; about 15 minutes on two cores.
-test-slow: $(STAMP)
+test-slow: $(STAMP) postgres
 	$(BIN)/python -m pip install --quiet cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
+
+# Tests of shared searches start a PostgreSQL of their own; without one they are skipped and say so.
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
+postgres:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	    { $(SUDO) apt-get update && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	      apt-get install --yes --no-install-recommends postgresql; } || \
+	    echo "PostgreSQL could not be installed: the tests of --storage are skipped."
 
 # An hour of decoding while every setting changes, against stock llama.cpp: nothing may differ, nothing may grow.
 MINUTES ?= 60

@@ -63,8 +63,12 @@ def offloads(space: Space) -> tuple[EngineConfig, ...]:
 
 def measure_baselines(session: Session) -> None:
     """Measure what is not measured yet; the order keeps the engine from reloading more than it must."""
-    for baseline in fixed_baselines(session.space):
-        _once(session, baseline.name, baseline.config)
+    left = list(fixed_baselines(session.space))
+    while left:
+        # Another worker's are waited for last.
+        free = next((b for b in left if not session.study.runs_elsewhere(b.config)), left[0])
+        left.remove(free)
+        _once(session, free.name, free.config)
     _measure_best_offload(session)
 
 
@@ -120,6 +124,7 @@ def _measured_baselines(session: Session) -> list[TrialRecord]:
 
 
 def _once(session: Session, name: str, config: EngineConfig) -> TrialRecord:
+    session.catch_up()
     known = (r for r in session.study.records if r.origin is Origin.BASELINE and r.config == config)
     return next(known, None) or session.evaluate(config, Origin.BASELINE, name)
 

@@ -24,9 +24,10 @@ _SLOWEST_LOAD_BYTES_S = 50e6
 
 @dataclass
 class Session:
-    """One search under way. memory and cost learn from every trial; everything else stays as it was given.
+    """One search under way. memory and cost learn from every trial, other workers' too; all else stays as it was given.
 
-    conditions: reads whether the machine keeps still. noise: of the machine, once it has been measured.
+    earlier: what other studies of this model found best here. conditions: reads whether the machine keeps still. noise:
+    of the machine, once it has been measured.
     """
 
     request: SearchRequest
@@ -38,14 +39,22 @@ class Session:
     memory: MemoryModel
     cost: CostModel
     gate: QualityGate
+    earlier: tuple[EngineConfig, ...] = ()
     conditions: Callable[[], Conditions] = field(default=read_conditions)
     clock: Callable[[], float] = field(default=time.monotonic)
     noise: Noise | None = None
+    _learnt: int = 0
 
     def __post_init__(self) -> None:
         self._began_s = self.clock()
-        for record in self.study.records:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Learn from the records that have come since, whoever measured them."""
+        self.study.refresh()
+        for record in self.study.records[self._learnt :]:
             self._learn(record.config, record.outcome)
+        self._learnt = len(self.study.records)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -65,6 +74,7 @@ class Session:
 
     def find(self, config: EngineConfig) -> TrialRecord | None:
         """An earlier trial of exactly this configuration, in this search or the one it resumes."""
+        self.catch_up()
         return next((record for record in self.study.records if record.config == config), None)
 
     @property
@@ -88,9 +98,10 @@ class Session:
         return min(longest, max(self.request.shortest_limit_s, fair))
 
     def evaluate(self, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
-        """Measure `config`, unless it cannot fit, and tell the study."""
-        number, _ = self.study.ask(self.space.params_of(config, self.memory))
-        return self.run(number, config, origin, name)
+        """Measure `config`, unless it cannot fit or another worker is at it, and tell the study."""
+        claimed = self.study.claim(self.space.params_of(config, self.memory), config, origin)
+        self.catch_up()
+        return claimed if isinstance(claimed, TrialRecord) else self.run(claimed, config, origin, name)
 
     def run(self, number: int, config: EngineConfig, origin: Origin, name: str = "") -> TrialRecord:
         """Measure `config` as the trial already asked for under `number`."""
@@ -121,7 +132,7 @@ class Session:
             host_excess_bytes=host_excess,
         )
         self.study.tell(record)
-        self._learn(config, outcome)
+        self.catch_up()
         self.events.trial_finished(record, self.best, self.best_baseline)
         return record
 

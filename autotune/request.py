@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetune.autotune.cost_hits import HitCurve
+from moetune.autotune.database import Database
 from moetune.autotune.knobs import Choice
 from moetune.autotune.quality import QualityLevel
 from moetune.autotune.race import Rules
@@ -26,6 +27,7 @@ class SearchRequest:
     tier together. device may name several, separated by commas. routing: the model's recorded routing, None where there
     is none. hits: recorded or stated hit rates, for the cost model; None takes its assumption.
     quality: what KV types may cost; quality_text: what that is measured on, None for the workload's own texts.
+    database: where identical machines share the study; None keeps it in `state_dir`.
     """
 
     workload: Workload
@@ -50,3 +52,4 @@ class SearchRequest:
     routing: Path | None = None
     quality: QualityLevel = QualityLevel.NEAR_LOSSLESS
     quality_text: str | None = None
+    database: Database | None = None

@@ -5,17 +5,19 @@ from dataclasses import replace
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.cost import cost_model
+from moetune.autotune.earlier import earlier_best
 from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import calibrate, finalists, run_finals
+from moetune.autotune.identity import identity_of
 from moetune.autotune.memory import memory_of, require_memory
+from moetune.autotune.open_study import open_study
 from moetune.autotune.quality_gate import open_gate
 from moetune.autotune.race import Race
 from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.space import Space, build_space
-from moetune.autotune.study import open_study, study_key
 from moetune.autotune.trace import RequestShape, build_trace, shape_for
 from moetune.autotune.trials import measure_trials, trials_left
 from moetune.autotune.verdict import judge
@@ -47,7 +49,8 @@ def search(
     shape = shape_for(request.workload, request.n_ctx)
     _explain(space, shape, request, events)
     gate = open_gate(request, model, runner, events.note)
-    with open_study(request.state_dir, _key(request, machine, model, space), space, request.seed) as study:
+    identity = identity_of(request, machine, model, space)
+    with open_study(request.state_dir, identity, space, request.seed, request.database, events.note) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
         outcome: Race | None = None
@@ -55,11 +58,17 @@ def search(
         try:
             trace = build_trace(request.workload, shape, request.n_ctx, runner)
             cost = cost_model(model, machine, memory, shape, request.hits)
-            session = Session(request, space, study, runner, trace, events, memory, cost, gate, conditions)
+            earlier = earlier_best(request.state_dir, request.database, identity, space, memory)
+            if earlier:
+                events.note(f"Starting from the best of {len(earlier)} earlier searches of this model here.")
+            session = Session(request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions)
             _require_quality(session)
             _baselines(session)
             _trials(session)
-            outcome = _finals(session)
+            # One worker proves for all; the others find every measurement made.
+            with study.turn("race"):
+                _confirm(session)
+                outcome = _finals(session)
         except KeyboardInterrupt:
             interrupted = True
         records = gate.admissible(study.records)
@@ -89,19 +98,6 @@ def _explain(space: Space, shape: RequestShape, request: SearchRequest, events: 
         )
 
 
-def _key(request: SearchRequest, machine: Machine, model: Model, space: Space) -> str:
-    return study_key(
-        model.fingerprint,
-        machine.fingerprint,
-        request.engine_version,
-        request.n_ctx,
-        request.workload.name,
-        repr(request.workload),
-        space.default.device or "cpu",
-        space.digest,
-    )
-
-
 def _require_quality(session: Session) -> None:
     """What must pass before anything is measured: the default's types, where f16 is not among those that may compete.
 
@@ -124,7 +120,9 @@ def _baselines(session: Session) -> None:
     measure_baselines(session)
     _check_budget(session)
     session.events.phase(Phase.NOISE, 0)
-    session.noise = calibrate(session)
+    # One worker measures it for all machines, which are alike.
+    with session.study.turn("noise"):
+        session.noise = calibrate(session)
 
 
 def _check_budget(session: Session) -> None:
@@ -141,6 +139,9 @@ def _check_budget(session: Session) -> None:
 def _trials(session: Session) -> None:
     session.events.phase(Phase.TRIALS, trials_left(session))
     measure_trials(session)
+
+
+def _confirm(session: Session) -> None:
     session.events.phase(Phase.CONFIRM, 0)
     for rival in finalists(session):
         measure_twin(session, rival)

@@ -1,9 +1,12 @@
 """The sampled part of the search: seeds first, then what the sampler proposes, until the budget is spent."""
 
+from collections.abc import Collection
+
 from moetune.autotune.evaluate import Session, fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
 from moetune.autotune.sequential import FEWEST
+from moetune.autotune.study import Proposal
 from moetune.engine.config import EngineConfig
 
 # So many proposals in a row that were measured before or cannot fit: the space is as good as used up.
@@ -16,26 +19,44 @@ def measure_trials(session: Session) -> None:
     """Run the trials that are left of `n_trials`; those of an earlier, interrupted search count."""
     _evaluate_seeds(session)
     fruitless = 0
-    while may_try(session) and fruitless < _MOST_FRUITLESS:
-        batch: dict[EngineConfig, int] = {}
-        while len(batch) < min(_BATCH, trials_left(session)) and fruitless < _MOST_FRUITLESS:
-            number, params = session.study.ask()
-            config = session.space.config_of(params, session.memory)
-            known = session.find(config)
-            if known is not None:
-                session.study.repeat(number, known)
-                fruitless += 1
-            elif config in batch:
-                session.study.abandon(number, "proposed twice at once")
-                fruitless += 1
-            else:
-                batch[config] = number
+    while _may_sample(session) and fruitless < _MOST_FRUITLESS:
+        batch, repeated = _proposals(session)
+        fruitless += repeated
         for config in _by_placement(session, batch):
             if not may_try(session):
-                session.study.abandon(batch[config], "not run: the search was over")
+                session.study.abandon(batch[config].number, "not run: the search was over")
                 continue
-            launched = session.run(batch[config], config, Origin.SAMPLER).launched
+            launched = session.run(batch[config].number, config, batch[config].origin).launched
             fruitless = 0 if launched else fruitless + 1
+
+
+def _may_sample(session: Session) -> bool:
+    """Whether a trial is left for this worker; while others are at the last ones it waits, since they may die."""
+    while True:
+        session.catch_up()
+        left, elsewhere = trials_left(session), session.study.running_elsewhere
+        if left > elsewhere or not left + elsewhere:
+            return may_try(session)
+        session.study.wait_for_others()
+
+
+def _proposals(session: Session) -> tuple[dict[EngineConfig, Proposal], int]:
+    """A few new configurations, and how many proposals were none."""
+    batch: dict[EngineConfig, Proposal] = {}
+    fruitless = 0
+    while len(batch) < min(_BATCH, trials_left(session)) and fruitless < _BATCH:
+        proposal = session.study.propose()
+        config = session.space.config_of(proposal.params, session.memory)
+        known = session.find(config)
+        if known is not None:
+            session.study.repeat(proposal.number, known)
+            fruitless += 1
+        elif config in batch or not session.study.take(proposal.number, config):
+            session.study.abandon(proposal.number, "proposed twice at once")
+            fruitless += 1
+        else:
+            batch[config] = proposal
+    return batch, fruitless
 
 
 def may_try(session: Session) -> bool:
@@ -73,7 +94,7 @@ def _race_s(session: Session) -> float:
     return FEWEST * 2 * contenders * (best.wall_s + load_s)
 
 
-def _by_placement(session: Session, batch: dict[EngineConfig, int]) -> list[EngineConfig]:
+def _by_placement(session: Session, batch: Collection[EngineConfig]) -> list[EngineConfig]:
     """Those that need no reload first, the rest with their like."""
     loaded = session.study.records[-1].config.placement if session.study.records else None
     order = list(dict.fromkeys([loaded, *(config.placement for config in batch)]))
@@ -88,12 +109,18 @@ def _evaluate_seeds(session: Session) -> None:
     while may_try(session):
         tried = {record.config for record in session.study.records}
         done = sum(record.origin is Origin.SEED for record in session.study.records)
-        batch = seeds(session.space, session.memory, session.cost, min(_BATCH, wanted - done), tried)
+        earlier = [config for config in session.earlier if config not in tried]
+        batch = (*earlier, *seeds(session.space, session.memory, session.cost, _BATCH, tried))[
+            : min(_BATCH, wanted - done)
+        ]
         if done >= wanted or not batch:
             break
         for config in batch:
-            if may_try(session):
+            # One that another worker is at comes back by itself if that worker dies.
+            if may_try(session) and not session.study.runs_elsewhere(config) and session.find(config) is None:
                 session.evaluate(config, Origin.SEED)
+        if len(session.study.records) == len(tried):
+            break
     _evaluate_combination(session)
 
 

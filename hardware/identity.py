@@ -34,8 +34,14 @@ def identity(machine: "Machine") -> dict[str, Any]:
 
 def fingerprint(machine: "Machine") -> str:
     """16 hex digits of SHA-256 over the canonical JSON of ``identity``."""
-    canonical = json.dumps(identity(machine), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return _digest(identity(machine))
+
+
+def kind_fingerprint(machine: "Machine") -> str:
+    """The same for every machine built of the same parts: as ``fingerprint``, without the GPUs' serial numbers."""
+    facts = identity(machine)
+    facts["gpus"] = [[gpu.name, gpu.driver_version, gpu.vram_total_bytes] for gpu in machine.gpus]
+    return _digest(facts)
 
 
 def label(machine: "Machine") -> str:
@@ -53,6 +59,11 @@ def label(machine: "Machine") -> str:
     parts += [f"{count}x {name}" for name, count in names.items()]
     parts += [f"{d.name} (emulated)" for d in machine.devices if d.has_link and d.emulated]
     return ", ".join(parts)
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _stable_memory(device: "GgmlDevice") -> list[int | str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from moetune.errors import ExitCode, MoetuneError
-from moetune.hardware.identity import fingerprint, label
+from moetune.hardware.identity import fingerprint, kind_fingerprint, label
 
 SCHEMA = 2
 NOT_MEASURED = "not measured"
@@ -219,6 +219,11 @@ class Machine:
     def fingerprint(self) -> str:
         """16 hex digits over what stays the same from day to day; see ``moetune.hardware.identity``."""
         return fingerprint(self)
+
+    @property
+    def kind_fingerprint(self) -> str:
+        """The same for identical machines, whose measurements may be put together."""
+        return kind_fingerprint(self)
 
     @property
     def label(self) -> str:

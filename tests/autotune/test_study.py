@@ -181,7 +181,7 @@ def test_samples_of_the_race_are_kept(request_: SearchRequest) -> None:
     result = run(request_)
     text = journal_of(request_).read_text()
     assert result.race is not None
-    assert text.count("race-round-") >= len(result.race.rounds) > 0
+    assert text.count("contenders") >= len(result.race.rounds) > 0
     assert "tg_samples_s" in text
 
 

@@ -26,17 +26,31 @@ def flags(command: object) -> list[str]:
     return [flag for p in parameters if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)]
 
 
-def test_there_are_five_commands() -> None:
+def every_flag(command: object) -> list[str]:
+    """A command's own, and those of its subcommands."""
+    below = getattr(command, "commands", {}).values()
+    return [*flags(command), *(flag for sub in below for flag in flags(sub))]
+
+
+def test_there_are_six_commands() -> None:
     """A new command must be documented and tested here."""
-    assert sorted(COMMANDS) == ["plan", "probe", "run", "search", "trace"]
+    assert sorted(COMMANDS) == ["plan", "probe", "run", "search", "study", "trace"]
+
+
+def test_every_subcommand_is_documented() -> None:
+    """In its command's section, as the user would type it."""
+    for name, command in COMMANDS.items():
+        for sub in getattr(command, "commands", {}):
+            assert f"moetune {name} {sub}" in section(name)
+            assert f"moetune {name} {sub}" in command.commands[sub].help
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_flag_of_a_command_is_documented(name: str) -> None:
     """Each flag stands in its command's table, in code quotes."""
     text = section(name)
-    assert flags(COMMANDS[name])
-    assert [flag for flag in flags(COMMANDS[name]) if not re.search(rf"`{flag}[ `]", text)] == []
+    assert every_flag(COMMANDS[name])
+    assert [flag for flag in every_flag(COMMANDS[name]) if not re.search(rf"`{flag}[ `]", text)] == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -44,7 +58,7 @@ def test_no_flag_is_documented_that_does_not_exist(name: str) -> None:
     """The first column of a command's table names only flags that the command has."""
     rows = re.findall(r"^\| (`-[^|]*?) \|", section(name).replace(r"\|", "/"), re.MULTILINE)
     documented = {flag for row in rows for flag in re.findall(r"`(--?[a-z-]+)", row)}
-    assert documented == set(flags(COMMANDS[name]))
+    assert documented == set(every_flag(COMMANDS[name]))
 
 
 def test_the_global_flags_are_documented() -> None:

@@ -38,10 +38,10 @@ def test_the_version_is_the_packages(start: Start) -> None:
 
 
 def test_moetune_alone_shows_the_help(start: Start) -> None:
-    """The four commands are named."""
+    """Every command is named."""
     code, out, _ = finish(start())
     assert code == 0
-    assert all(f"moetune {name}" in out for name in ("probe", "search", "run", "trace"))
+    assert all(f"moetune {name}" in out for name in ("probe", "search", "run", "study", "trace"))
 
 
 def test_an_error_is_plain_text_on_standard_error(start: Start) -> None:

@@ -23,6 +23,16 @@ Overcommit = Annotated[
     bool, typer.Option("--allow-overcommit", help="Go on if the model is larger than all memory, reading it from disk.")
 ]
 
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        envvar="MOETUNE_STORAGE",
+        help="A PostgreSQL database that identical machines share; default: a file of this machine.",
+    ),
+]
+
 _LEAST_CTX = 64
 _CTX_STEP = 1024
 _DEFAULT_CTX = 4096

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from moetune import __version__
+from moetune.autotune.database import parse_database
 from moetune.autotune.display import Display
 from moetune.autotune.quality import QualityLevel
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
@@ -17,7 +18,7 @@ from moetune.autotune.search import search as find_fastest
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
-from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for, duration_s, kv_types
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, Storage, context_for, duration_s, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
@@ -70,6 +71,7 @@ def search(
     emulate: Emulate = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
+    storage: Storage = None,
 ) -> None:
     """Find the fastest way to run the model here, prove it against stock llama.cpp, and remember it.
 
@@ -80,10 +82,12 @@ def search(
     moetune search model.gguf --workload code --ctx 16384 --budget 20m
     moetune search model.gguf --kv f16,q8_0,q4_0 --quality ok --quality-text mails.txt
     moetune search model.gguf --emulate desktop
+    moetune search model.gguf --storage postgresql://tuner@host/moetune
     """
     chosen = load_workload(workload)
     competing = kv_types(kv)
     own_text = read_quality_text(quality_text) if quality_text is not None else None
+    database = None if storage is None else parse_database(storage)
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     n_ctx = context_for(ctx, model, chosen)
@@ -107,6 +111,7 @@ def search(
         routing=store.recorded_routing(model.fingerprint),
         quality=quality,
         quality_text=own_text,
+        database=database,
     )
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:

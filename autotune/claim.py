@@ -1,0 +1,71 @@
+"""Who is at what: every running trial carries its claim, so that no two workers measure the same."""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from secrets import token_hex
+from typing import Annotated
+
+from optuna.trial import FrozenTrial, Trial
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from moetune.autotune.record import Origin, TrialRecord
+from moetune.engine.config import EngineConfig
+from moetune.profiles.schema import Key, Line
+
+ATTRIBUTE = "claim"
+_CONFIG = TypeAdapter(EngineConfig)
+
+
+class Purpose(StrEnum):
+    """TRIAL: one configuration is measured. TURN: a part of the search that one worker does for all."""
+
+    TRIAL = "trial"
+    TURN = "turn"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """worker: machine and process. what: the configuration's digest or the turn's name, "" until it is known."""
+
+    worker: Line
+    purpose: Purpose
+    origin: Origin
+    what: Annotated[str, StringConstraints(max_length=128)]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.origin is Origin.BASELINE
+
+    @property
+    def dump(self) -> str:
+        return _CLAIM.dump_json(self).decode()
+
+
+_CLAIM = TypeAdapter(Claim)
+
+
+def claim_of(trial: FrozenTrial | Trial) -> Claim | None:
+    """None where there is none, or none that can be read."""
+    try:
+        return _CLAIM.validate_json(trial.user_attrs[ATTRIBUTE])
+    except (KeyError, ValidationError):
+        return None
+
+
+def digest_of(config: EngineConfig) -> Key:
+    """The same for equal configurations."""
+    return hashlib.sha256(_CONFIG.dump_json(config)).hexdigest()[:24]
+
+
+def this_worker() -> str:
+    """Host and process, for people; containers may share both, so some chance comes with them."""
+    host = "".join(c for c in socket.gethostname() if c.isprintable())[:60]
+    return f"{host}:{os.getpid()}-{token_hex(2)}"
+
+
+def is_again(record: TrialRecord, known: TrialRecord) -> bool:
+    """Whether both are the same measurement under two numbers."""
+    return (record.config, record.outcome, record.wall_s) == (known.config, known.outcome, known.wall_s)
