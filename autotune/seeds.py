@@ -1,6 +1,6 @@
 """The configurations that the cost model expects most of, as different from each other as their speeds allow."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +10,8 @@ from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.space import Space
 from moetune.engine.config import EngineConfig
+from moetune.hardware import assumptions
 
-N_SEEDS = 12
 # Points looked at before the search by hand, one knob after the other, from the best of each sort.
 _POINTS = 400
 _ROUNDS = 3
@@ -24,16 +24,16 @@ _POLICY_KNOBS = ("interval_tokens", "hysteresis", "promotions")
 Point = dict[str, Choice]
 
 
-def seeds(space: Space, memory: MemoryModel, cost: CostModel) -> tuple[EngineConfig, ...]:
+def seeds(space: Space, memory: MemoryModel, cost: CostModel, n: int = 12) -> tuple[EngineConfig, ...]:
     """Best guesses first; those that share a placement stand together, to share a load."""
-    return _by_placement(best(space, memory, cost, N_SEEDS))
+    return _by_placement(best(space, memory, _hopeful(cost), n))
 
 
 def best(space: Space, memory: MemoryModel, cost: CostModel, n: int) -> tuple[EngineConfig, ...]:
-    """The `n` predicted-fastest configurations that fit and differ in more than one respect, the fastest first.
+    """The `n` predicted-fastest configurations that fit, with slots and without, as diverse as may be.
 
-    Of 400 points of the space and what hill-climbing makes of the fastest of each placement, KV types and engine. What
-    the model cannot tell apart, how the cache's policy is set, is varied over the picks.
+    The fastest first, of 400 points of the space and what hill-climbing makes of the fastest of each sort. What the
+    model cannot tell apart, how the cache's policy is set, is varied over the picks.
     """
     cost = replace(cost, memory=memory)
     known = _Known(space, memory, cost)
@@ -41,7 +41,14 @@ def best(space: Space, memory: MemoryModel, cost: CostModel, n: int) -> tuple[En
         known.add(point)
     for point in known.fastest_of_each_sort():
         _climb(space, known, point)
-    return tuple(dict.fromkeys(_varied(space, _diverse(known.ranked(), n))))
+    return tuple(dict.fromkeys(_varied(space, _diverse(known.ranked(), space.default, n))))
+
+
+def _hopeful(cost: CostModel) -> CostModel:
+    """Without the cost of a layer with slots where that is only assumed: a trial will tell, a plan must not promise."""
+    if assumptions.CACHED_LAYER_US not in cost.figures.assumed:
+        return cost
+    return replace(cost, figures=replace(cost.figures, cached_s=0.0))
 
 
 class _Known:
@@ -106,26 +113,37 @@ def _climb(space: Space, known: _Known, start: Point) -> None:
             return
 
 
-def _diverse(ranked: list[tuple[float, EngineConfig]], n: int) -> list[EngineConfig]:
-    """Fastest first, each unlike all before it; where too few are, ever more alike.
+def _diverse(ranked: list[tuple[float, EngineConfig]], default: EngineConfig, n: int) -> list[EngineConfig]:
+    """A third at least with slots and a third without, where both fit: the model may be wrong about either."""
+    turns = {config: turn_s for turn_s, config in ranked}
+    sides = [[config for config in turns if config.has_slots is slots] for slots in (True, False)]
+    picks = [_unlike(side, turns, default, n) for side in sides if side]
+    sure = [config for side in picks for config in side[: n // 3]]
+    others = sorted((config for side in picks for config in side[n // 3 :]), key=lambda config: turns[config])
+    return sorted([*sure, *others][:n], key=lambda config: turns[config])
 
-    The fastest with slots and the fastest without are always among them: the model may be wrong about either.
+
+def _unlike(
+    side: list[EngineConfig], turns: Mapping[EngineConfig, float], default: EngineConfig, n: int
+) -> list[EngineConfig]:
+    """The fastest; the fastest with the default KV types, and that with the default placement too; then the diverse.
+
+    Each of these is unlike all before it; where too few are, ever more alike.
     """
-    if not ranked:
-        return []
-    firsts = {config.has_slots: config for _, config in reversed(ranked)}.values()
-    near = [config for turn_s, config in ranked if turn_s <= _WORTH * ranked[0][0]]
-    placed = _placements([*near, *firsts])
+    plain = [config for config in side if (config.type_k, config.type_v) == (default.type_k, default.type_v)]
+    usual = [config for config in plain if _placement(config) == _placement(default)]
+    firsts = list(dict.fromkeys(config for of in (side, plain, usual) for config in of[:1]))
+    near = [config for config in side if turns[config] <= _WORTH * turns[side[0]]]
+    placed = _placements([*firsts, *near])
     worth = [config for config in near if _placement(config) in placed]
     for least in (3, 2, 1):
-        picked: list[EngineConfig] = []
+        picked = list(firsts)
         for config in worth:
             if all(_differences(config, other) >= least for other in picked):
                 picked.append(config)
         if len(picked) >= n:
             break
-    extra = [config for config in firsts if config not in picked[:n]]
-    return [*picked[: n - len(extra)], *extra]
+    return picked[:n]
 
 
 def _placements(configs: list[EngineConfig]) -> list[tuple[int, int]]:

@@ -31,7 +31,8 @@ def _evaluate_seeds(session: Session) -> None:
     if any(record.origin is Origin.SAMPLER for record in session.study.records):
         return
     done = sum(record.origin is Origin.SEED for record in session.study.records)
-    for config in seeds(session.space, session.memory, session.cost)[done : max(1, session.request.n_trials // 2)]:
+    wanted = max(1, session.request.n_trials // 2)
+    for config in seeds(session.space, session.memory, session.cost, wanted)[done:]:
         if trials_left(session) and session.find(config) is None:
             session.evaluate(config, Origin.SEED)
     _evaluate_combination(session)
