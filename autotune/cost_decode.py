@@ -10,11 +10,13 @@ from scipy.stats import binom
 from moetune.autotune.cost_figures import REPACK_GAIN, Figures, Resource
 from moetune.autotune.memory import MemoryModel
 from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig
-from moetune.engine.model import Layer
+from moetune.engine.model import Layer, Model
 
-# Operations of a qwen3moe layer in ggml's graph, counted by the emulated device: 38 with 8 experts a token, of which
-# four are the routed products and one for each expert weighs or adds its result. Other architectures are near enough.
-NODES_A_LAYER = 26
+# Operations of a layer in ggml's graph, counted by the emulated device: 38 in qwen3moe with 8 experts a token, of which
+# four are the routed products and one for each expert weighs or adds its result; in qwen35moe 53 where it is recurrent
+# and uses 2. Of nine other architectures the median is that of qwen3moe, the extremes 22 and 49 instead of 26.
+_ATTENDING_NODES = 26
+_RECURRENT_NODES = 47
 ROUTED_NODES = 4
 OUTPUT_NODES = 5
 # llama.cpp pads the part of the cache that attention reads to whole blocks of so many positions.
@@ -50,7 +52,7 @@ class Decode:
         k_bits, v_bits = KV_BITS_PER_VALUE[config.type_k], KV_BITS_PER_VALUE[config.type_v]
         positions = min(config.n_ctx, -(-(self.position + 1) // _KV_BLOCK) * _KV_BLOCK)
         read = layer.dense_bytes + positions * (layer.k_values * k_bits + layer.v_values * v_bits) / 8
-        nodes = NODES_A_LAYER + (model.n_expert_used if layer.expert_bytes else 0)
+        nodes = dense_nodes(layer, model)
         # A recurrent state is read and written.
         on_device = self.memory.on_device(config, layer.index)
         return self._read(read + 2 * 4 * layer.state_values, nodes, on_device=on_device)
@@ -100,6 +102,12 @@ class Decode:
             Resource.FIXED: (ROUTED_NODES * figures.host_node_s if pairs else 0.0) + (figures.join_s if away else 0.0),
             Resource.LINK: (pairs + 1) * row / figures.link if away and pairs else 0.0,
         }
+
+
+def dense_nodes(layer: Layer, model: Model) -> int:
+    """Operations of a layer but for its products with routed experts."""
+    own = _RECURRENT_NODES if layer.state_values else _ATTENDING_NODES
+    return own + (model.n_expert_used if layer.expert_bytes else 0)
 
 
 def add(spent: defaultdict[Resource, float], more: Seconds, times: float = 1.0) -> None:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from moetune.autotune.cost_decode import NODES_A_LAYER, ROUTED_NODES, Seconds, add, alike
+from moetune.autotune.cost_decode import ROUTED_NODES, Seconds, add, alike, dense_nodes
 from moetune.autotune.cost_figures import Figures, Resource
 from moetune.autotune.cost_hits import HitCurve
 from moetune.autotune.memory import STAGED_BATCH, MemoryModel
@@ -59,7 +59,7 @@ class Prompt:
         groups = max(1, model.n_head * layer.head_dim_k // max(1, layer.k_values)) if layer.k_values else 1
         operations = 2 * batch * layer.dense_weights + 2 * values * groups
         moved = layer.dense_bytes + batch * _DENSE_WIDTHS * model.n_embd * 4
-        nodes = NODES_A_LAYER + (model.n_expert_used if layer.expert_bytes else 0)
+        nodes = dense_nodes(layer, model)
         if on_device:
             return self._on_device(operations, moved, nodes)
         if self._offloads(batch):

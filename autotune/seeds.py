@@ -1,6 +1,6 @@
 """The configurations that the cost model expects most of, as different from each other as their speeds allow."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.space import Space
 from moetune.engine.config import CacheKnobs, EngineConfig, Policy
+from moetune.hardware import assumptions
 
 # Points looked at before the search by hand, one knob after the other, from the best of each sort.
 _POINTS = 400
@@ -32,16 +33,16 @@ def seeds(
 
     Asked again after every few trials, since `cost` learns from them.
     """
-    return _by_placement(best(space, memory, cost, n, tried))
+    return _by_placement(best(space, memory, _hopeful(cost), n, tried))
 
 
 def best(
     space: Space, memory: MemoryModel, cost: CostModel, n: int, tried: Collection[EngineConfig] = ()
 ) -> tuple[EngineConfig, ...]:
-    """The `n` predicted-fastest configurations that fit and differ in more than one respect, the fastest first.
+    """The `n` predicted-fastest configurations that fit, with slots and without, as diverse as may be.
 
-    tried: left out. Of 400 points of the space and what hill-climbing makes of the fastest of each placement, KV types
-    and engine. What the model cannot tell apart, how the cache's policy is set, is varied over the picks.
+    tried: left out. The fastest first, of 400 points of the space and what hill-climbing makes of the fastest of each
+    sort. What the model cannot tell apart, how the cache's policy is set, is varied over the picks.
     """
     cost = replace(cost, memory=memory)
     known = _Known(space, memory, cost)
@@ -49,10 +50,23 @@ def best(
         known.add(point)
     for point in known.fastest_of_each_sort():
         _climb(space, known, point)
-    ranked = [(turn_s, config) for turn_s, config in known.ranked() if _bare(config) not in set(map(_bare, tried))]
-    engines = {config.has_slots for config in tried}
-    picks = _varied(space, _diverse(ranked, n, engines), sum(config.has_slots for config in tried))
+    known_alike = set(map(_bare, tried))
+    ranked = [(turn_s, config) for turn_s, config in known.ranked() if _bare(config) not in known_alike]
+    picks = _varied(space, _diverse(ranked, space.default, n), sum(config.has_slots for config in tried))
     return tuple(dict.fromkeys(config for config in picks if config not in tried))
+
+
+def _hopeful(cost: CostModel) -> CostModel:
+    """Without the cost of a layer with slots where that is only assumed: a trial will tell, a plan must not promise."""
+    if assumptions.CACHED_LAYER_US not in cost.figures.assumed:
+        return cost
+    return replace(cost, figures=replace(cost.figures, cached_s=0.0))
+
+
+def _bare(config: EngineConfig) -> EngineConfig:
+    """What the model can tell apart."""
+    cache = config.cache
+    return config if cache is None else replace(config, cache=CacheKnobs(cache.slots, budget_bytes=cache.budget_bytes))
 
 
 class _Known:
@@ -114,33 +128,37 @@ def _climb(space: Space, known: _Known, start: Point) -> None:
             return
 
 
-def _bare(config: EngineConfig) -> EngineConfig:
-    """What the model can tell apart."""
-    cache = config.cache
-    return config if cache is None else replace(config, cache=CacheKnobs(cache.slots, budget_bytes=cache.budget_bytes))
+def _diverse(ranked: list[tuple[float, EngineConfig]], default: EngineConfig, n: int) -> list[EngineConfig]:
+    """A third at least with slots and a third without, where both fit: the model may be wrong about either."""
+    turns = {config: turn_s for turn_s, config in ranked}
+    sides = [[config for config in turns if config.has_slots is slots] for slots in (True, False)]
+    picks = [_unlike(side, turns, default, n) for side in sides if side]
+    sure = [config for side in picks for config in side[: n // 3]]
+    others = sorted((config for side in picks for config in side[n // 3 :]), key=lambda config: turns[config])
+    return sorted([*sure, *others][:n], key=lambda config: turns[config])
 
 
-def _diverse(ranked: list[tuple[float, EngineConfig]], n: int, tried: set[bool]) -> list[EngineConfig]:
-    """Fastest first, each unlike all before it; where too few are, ever more alike.
+def _unlike(
+    side: list[EngineConfig], turns: Mapping[EngineConfig, float], default: EngineConfig, n: int
+) -> list[EngineConfig]:
+    """The fastest; the fastest with the default KV types, and that with the default placement too; then the diverse.
 
-    tried: whether configurations with slots and without were. One of a sort that was not is always among them: the
-    model may be wrong about it.
+    Each of these is unlike all before it; where too few are, ever more alike.
     """
-    if not ranked:
-        return []
-    firsts = {config.has_slots: config for _, config in reversed(ranked) if config.has_slots not in tried}.values()
-    near = [config for turn_s, config in ranked if turn_s <= _WORTH * ranked[0][0]]
-    placed = _placements([*near, *firsts])
+    plain = [config for config in side if (config.type_k, config.type_v) == (default.type_k, default.type_v)]
+    usual = [config for config in plain if _placement(config) == _placement(default)]
+    firsts = list(dict.fromkeys(config for of in (side, plain, usual) for config in of[:1]))
+    near = [config for config in side if turns[config] <= _WORTH * turns[side[0]]]
+    placed = _placements([*firsts, *near])
     worth = [config for config in near if _placement(config) in placed]
     for least in (3, 2, 1):
-        picked: list[EngineConfig] = []
+        picked = list(firsts)
         for config in worth:
             if all(_differences(config, other) >= least for other in picked):
                 picked.append(config)
         if len(picked) >= n:
             break
-    extra = [config for config in firsts if config not in picked[:n]]
-    return [*picked[: n - len(extra)], *extra]
+    return picked[:n]
 
 
 def _placements(configs: list[EngineConfig]) -> list[tuple[int, int]]:

@@ -138,8 +138,8 @@ def _compute_table(compute: tuple[Compute, ...]) -> str:
         )
         for each in compute
     ]
-    heads = ("device", "experts, a token", "experts, a batch", "operation", "hand-over", "")
-    return _table(rows, heads, (9, 22, 11, 10, 10, len(_EMULATED)))
+    heads = ("device", "experts, a token", "a batch", "one op", "hand-over", "")
+    return _table(rows, heads, (9, 22, 11, 9, 11, len(_EMULATED)))
 
 
 def _microseconds(seconds: float | None) -> str:
