@@ -7,7 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 import optuna
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -23,9 +23,9 @@ from moetune.autotune.space import Space
 from moetune.autotune.study import REASON_ATTR, RECORD_ATTR, Others, Study, UnreadableRecord
 from moetune.errors import ExitCode, MoetuneError
 
-_RANDOM_TRIALS = 6
 # A configuration whose workers died this often is left alone: it may be what kills them.
 _MOST_RETRIES = 3
+SamplerOf = Callable[[int], BaseSampler]
 
 
 @contextmanager
@@ -33,30 +33,31 @@ def open_study(
     state_dir: Path,
     identity: StudyIdentity,
     space: Space,
-    seed: int,
+    sampler_of: SamplerOf,
     database: Database | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Study]:
-    """Open the study, made where there is none. note: told what is waited for, and whom this worker joins.
+    """Open the study, made where there is none.
 
+    sampler_of: given a number to add to its seed. note: told what is waited for, and whom this worker joins.
     Raises MoetuneError (BUSY, STORAGE) when that cannot be, also later, when the database fails: what was measured by
     then is kept. One worker a machine: two would disturb each other's timing.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with exclusive(state_dir / f"{identity.key}.busy"):
         if database is None:
-            yield _alone(state_dir / f"{identity.key}.journal", identity, space, seed)
+            yield _alone(state_dir / f"{identity.key}.journal", identity, space, sampler_of)
         else:
             outbox = Outbox(state_dir / f"{identity.key}.unsent")
-            with _shared(database, outbox, identity, space, seed, note) as study:
+            with _shared(database, outbox, identity, space, sampler_of, note) as study:
                 yield study
 
 
-def _alone(path: Path, identity: StudyIdentity, space: Space, seed: int) -> Study:
+def _alone(path: Path, identity: StudyIdentity, space: Space, sampler_of: SamplerOf) -> Study:
     storage = open_journal(path)
     try:
         _fail_unfinished(storage, identity.key)
-        return Study(_load(storage, identity, seed, sampler_of=_sampler), space, this_worker())
+        return Study(_load(storage, identity, sampler_of), space, this_worker())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise move_corrupt_aside(path, error) from None
 
@@ -78,7 +79,7 @@ def _shared(
     outbox: Outbox,
     identity: StudyIdentity,
     space: Space,
-    seed: int,
+    sampler_of: SamplerOf,
     note: Callable[[str], None],
 ) -> Iterator[Study]:
     from moetune.autotune.postgres import open_postgres, reported
@@ -91,7 +92,7 @@ def _shared(
         worker = this_worker()
         try:
             _join(storage, identity, note)
-            study = _load(storage, identity, seed + crc32(worker.encode()) % (1 << 30), sampler_of=_shared_sampler)
+            study = _load(storage, identity, lambda done: sampler_of(done + crc32(worker.encode()) % (1 << 30)))
             joined = Study(study, space, worker, Others(heart, outbox, note))
             for unsent in outbox.waiting():
                 joined.deliver(unsent)
@@ -130,26 +131,15 @@ def _join(storage: BaseStorage, identity: StudyIdentity, note: Callable[[str], N
             )
 
 
-def _load(
-    storage: BaseStorage, identity: StudyIdentity, seed: int, sampler_of: Callable[[int], TPESampler]
-) -> optuna.Study:
+def _load(storage: BaseStorage, identity: StudyIdentity, sampler_of: SamplerOf) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=identity.key, direction=StudyDirection.MINIMIZE, load_if_exists=True
     )
     if IDENTITY_ATTR not in study.user_attrs:
         study.set_user_attr(IDENTITY_ATTR, IDENTITY.dump_json(identity).decode())
     # Another seed after a resume, or the sampler would repeat its first proposals.
-    study.sampler = sampler_of(seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = sampler_of(len(study.get_trials(deepcopy=False)))
     return study
-
-
-def _sampler(seed: int) -> TPESampler:
-    return TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
-
-
-def _shared_sampler(seed: int) -> TPESampler:
-    """Trials that others are running count as bad ones, so that workers do not crowd together."""
-    return TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS, constant_liar=True)
 
 
 def _hand_on(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -8,6 +8,7 @@ from moetune.autotune.database import Database
 from moetune.autotune.knobs import Choice
 from moetune.autotune.quality import QualityLevel
 from moetune.autotune.race import Rules
+from moetune.autotune.sampler import Sampler
 from moetune.engine.config import KvType
 from moetune.profiles.workload import Workload
 
@@ -39,6 +40,7 @@ class SearchRequest:
     kv_types: tuple[KvType, ...] = DEFAULT_KV_TYPES
     choices: tuple[tuple[str, tuple[Choice, ...]], ...] = ()
     seed: int = 0
+    sampler: Sampler = Sampler.TPE
     passes: int = 2
     longest_trial_s: float = 900.0
     shortest_limit_s: float = 30.0

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+
+from optuna.samplers import BaseSampler
 
 from moetune.autotune.baselines import confirm_best_baseline, measure_baselines, measure_twin, promote_best_stock
 from moetune.autotune.cost import cost_model
@@ -17,6 +20,7 @@ from moetune.autotune.race import Race
 from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
+from moetune.autotune.sampler import sampler_of
 from moetune.autotune.space import Space, build_space
 from moetune.autotune.trace import RequestShape, build_trace, shape_for
 from moetune.autotune.trials import measure_trials, trials_left
@@ -49,8 +53,9 @@ def search(
     shape = shape_for(request.workload, request.n_ctx)
     _explain(space, shape, request, events)
     gate = open_gate(request, model, runner, events.note)
+    sampler = partial(_sampler, request)
     identity = identity_of(request, machine, model, space)
-    with open_study(request.state_dir, identity, space, request.seed, request.database, events.note) as study:
+    with open_study(request.state_dir, identity, space, sampler, request.database, events.note) as study:
         if study.records:
             events.note(f"Resuming: {len(study.records)} trials are already measured.")
         outcome: Race | None = None
@@ -75,6 +80,10 @@ def search(
         verdict = judge(space, records, outcome, interrupted=interrupted)
         verdict = replace(verdict, quality=gate.known(verdict.config))
         return SearchResult(request, space, tuple(records), outcome, verdict, interrupted)
+
+
+def _sampler(request: SearchRequest, done: int) -> BaseSampler:
+    return sampler_of(request.sampler, request.seed + done)
 
 
 def _check_context(request: SearchRequest, model: Model) -> None:

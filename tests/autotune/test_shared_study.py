@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from moetune.autotune.open_study import open_study
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
+from moetune.autotune.sampler import Sampler, sampler_of
 from moetune.autotune.search import search
 from moetune.autotune.shelf import StoredStudy, StoredTrial, Tables
 from moetune.autotune.space import build_space
@@ -245,7 +247,7 @@ def test_two_workers_never_measure_the_same_at_once(url: str, tmp_path: Path) ->
     params = space.params_of(config, memory)
 
     def opened(name: str, note: Callable[[str], None]) -> AbstractContextManager[Study]:
-        return open_study(tmp_path / name, identity, space, 0, quick(url), note)
+        return open_study(tmp_path / name, identity, space, partial(sampler_of, Sampler.TPE), quick(url), note)
 
     with opened("a", lambda text: None) as one, opened("b", notes.note) as two, ThreadPoolExecutor() as pool:
         number = one.claim(params, config, Origin.SEED)

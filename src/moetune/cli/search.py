@@ -14,6 +14,7 @@ from moetune.autotune.display import Display
 from moetune.autotune.quality import QualityLevel
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
+from moetune.autotune.sampler import Sampler, require
 from moetune.autotune.search import search as find_fastest
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
@@ -70,6 +71,9 @@ def search(
     ] = None,
     emulate: Emulate = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = SearchRequest.seed,
+    sampler: Annotated[
+        Sampler, typer.Option("--sampler", help="Who proposes trials; gp needs 'moetune[gp]'.")
+    ] = SearchRequest.sampler,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
     storage: Storage = None,
 ) -> None:
@@ -86,6 +90,7 @@ def search(
     """
     chosen = load_workload(workload)
     competing = kv_types(kv)
+    require(sampler)
     own_text = read_quality_text(quality_text) if quality_text is not None else None
     database = None if storage is None else parse_database(storage)
     emulated = emulated_machine(emulate)
@@ -106,6 +111,7 @@ def search(
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,
+        sampler=sampler,
         hits=recorded_hits(model),
         allow_overcommit=allow_overcommit,
         routing=store.recorded_routing(model.fingerprint),
