@@ -22,10 +22,10 @@ from pydantic import TypeAdapter
 
 from moetune.autotune.baselines import fixed_baselines
 from moetune.autotune.knobs import Choice
-from moetune.autotune.memory import MemoryModel
+from moetune.autotune.memory import MemoryModel, memory_of
+from moetune.autotune.quality import QualityLevel
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space, build_space
-from moetune.autotune.tier import choose_tier
 from moetune.autotune.trace import build_trace, shape_for
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine.config import EngineConfig
@@ -45,14 +45,14 @@ WORKLOAD = Workload(
     description="A short request",
     depth_tokens=0,
     prompt_tokens=48,
-    reply_tokens=24,
+    reply_tokens=16,
     texts=(
         "The cache keeps the hottest experts in fast memory, and the rest stays where it was loaded. " * 3,
         "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n" * 3,
     ),
     sample_prompt="Hello",
 )
-N_CTX = 160
+N_CTX = 128
 
 
 @dataclass(frozen=True)
@@ -67,40 +67,49 @@ class Landscape:
 
     def request(self, state_dir: Path, **changes: object) -> SearchRequest:
         """A search of exactly this space."""
-        base = SearchRequest(WORKLOAD, N_CTX, state_dir, "recorded", device=DEVICE, passes=1)
+        base = SearchRequest(WORKLOAD, N_CTX, state_dir, "recorded", device=DEVICE, passes=1, quality=QualityLevel.ANY)
         return replace(base, choices=tuple(self.choices.items()), **changes)  # type: ignore[arg-type]
 
 
+# What is left out changes nothing on these machines, or is a matter of memory alone.
 _CHOICES: Mapping[str, tuple[Choice, ...]] = {
-    "n_threads": (1, 2),
+    "n_threads": (1,),
+    "n_threads_batch": (1,),
     "n_ubatch": (128,),
-    "slots_percent": (0, 25, 50, 75, 100),
+    "type_v": ("f16",),
+    "load_mode": ("mmap",),
+    "flash_attn": ("auto",),
+    "reserve": (1.0,),
+    "prefill": ("auto",),
+    "ahead": ("auto",),
+    "slots_percent": (0, 20, 40, 50, 60, 80, 100),
     "interval_tokens": (1, 4, 16),
-    "hysteresis": (1.0, 1.25, 2.0),
+    "hysteresis": (1.25,),
     "promotions": (1, 4),
+    "policy": ("heat", "lru"),
 }
-_SPEC = SyntheticSpec(layers=4, experts=32, used=4, embd=256, ff=384, quant="Q4_0", skew=2.1, loudness=8.0)
+_SPEC = SyntheticSpec(layers=4, experts=32, used=4, embd=256, ff=192, quant="Q4_0", skew=2.1, loudness=8.0)
 LANDSCAPES = (
     Landscape(
         "desktop",
         "skewed routing on a fast card beside slow RAM: the cache wins",
         _SPEC,
-        "desktop,vram_mib=16,scale=0.005",
+        "desktop,vram_mib=12,scale=0.005",
         _CHOICES,
     ),
     Landscape(
         "server",
         "eight memory channels beside a slow card: the cache loses",
         replace(_SPEC, skew=0.9, drift=0.5),
-        "server,vram_mib=16,scale=0.005",
+        "server,vram_mib=12,scale=0.005",
         _CHOICES,
     ),
     Landscape(
         "cliff",
         "a card on which little is left beside the dense parts: the best points lie next to those that do not fit",
-        replace(_SPEC, experts=64, ff=192, skew=1.4, drift=0.2),
-        "small-card,vram_mib=14,scale=0.005",
-        _CHOICES,
+        replace(_SPEC, experts=64, ff=96, skew=1.4, drift=0.2),
+        "small-card,vram_mib=10,scale=0.005",
+        {**_CHOICES, "hysteresis": (1.0, 1.5)},
     ),
 )
 
@@ -257,7 +266,7 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
     register_emulated(emulated)
     machine = measure_machine(read_machine(path), path)
     request = landscape.request(folder)
-    memory = MemoryModel(model, choose_tier(machine, DEVICE), machine.memory.available_bytes)
+    memory = memory_of(model, machine, DEVICE)
     space = build_space(model, machine.cpu, memory, request)
     configs = every_config(space, memory)
     outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}

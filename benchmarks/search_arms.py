@@ -12,17 +12,16 @@ from pathlib import Path
 from random import Random
 
 import optuna
-from landscapes import LANDSCAPES, Landscape, Recorded, Recording, Replay, turn_s
+from landscapes import DEVICE, LANDSCAPES, Landscape, Recorded, Recording, Replay, turn_s
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from moetune.autotune.baselines import offloads
 from moetune.autotune.events import Silent
 from moetune.autotune.knobs import Choice
-from moetune.autotune.memory import MemoryModel
+from moetune.autotune.memory import MemoryModel, memory_of
 from moetune.autotune.race import Rules
 from moetune.autotune.search import search
 from moetune.autotune.space import Space, build_space
-from moetune.autotune.tier import choose_tier
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Measurement
 from moetune.hardware.conditions import Conditions
@@ -62,9 +61,7 @@ class World:
     @staticmethod
     def of(recording: Recording) -> "World":
         landscape = next(entry for entry in LANDSCAPES if entry.name == recording.name)
-        memory = MemoryModel(
-            recording.model, choose_tier(recording.machine, "EMU0"), recording.machine.memory.available_bytes
-        )
+        memory = memory_of(recording.model, recording.machine, DEVICE)
         request = landscape.request(Path())
         return World(landscape, recording, build_space(recording.model, recording.machine.cpu, memory, request), memory)
 
@@ -242,7 +239,7 @@ def _sampled(
     return Outcome(tuple(steps), best[1], None, replay.out_of_memory, named_winner=True)
 
 
-_CACHE_KNOBS = ("engine", "slots_percent", "interval_tokens", "hysteresis", "promotions")
+_CACHE_KNOBS = ("engine", "slots_percent", "interval_tokens", "hysteresis", "promotions", "policy")
 
 
 def _walked(world: World, seed: int, *, score: Score, margin: float, from_last: bool) -> Outcome:
