@@ -126,9 +126,7 @@ def _join(storage: BaseStorage, identity: StudyIdentity, note: Callable[[str], N
         if known.engine != identity.engine:
             note(f"The storage holds this search by another engine, {known.engine}; this one begins anew.")
         else:
-            note(
-                "The storage holds this search with another device or other knobs; this one begins a study of its own."
-            )
+            note("The storage holds this search with another device or other knobs; this one begins its own study.")
 
 
 def _load(storage: BaseStorage, identity: StudyIdentity, sampler_of: SamplerOf) -> optuna.Study:
