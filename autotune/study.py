@@ -116,6 +116,11 @@ class Study:
             self.abandon(number, f"a turn of the {name}")
 
     @property
+    def alone(self) -> bool:
+        """Whether no other worker can be at this study."""
+        return self._others is None
+
+    @property
     def running_elsewhere(self) -> int:
         """Trials that other workers are measuring now, baselines not counted."""
         return len(self._measuring_elsewhere())

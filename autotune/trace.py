@@ -10,7 +10,7 @@ from moetune.profiles.workload import Workload
 SMALLEST_PROMPT = 8
 SMALLEST_REPLY = 8
 # Hit rate and speed are flat well before, or do not become so.
-MOST_WARMUP = 512
+MOST_WARMUP = 256
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ def _may_sample(session: Session) -> bool:
 
 
 def _proposals(session: Session) -> tuple[dict[EngineConfig, Proposal], int]:
-    """A few new configurations, and how many proposals were none."""
+    """A few new configurations, and how many proposals were none. Beside other workers one: the rest would wait."""
     batch: dict[EngineConfig, Proposal] = {}
     fruitless = 0
-    while len(batch) < min(_BATCH, trials_left(session)) and fruitless < _BATCH:
+    most = min(_BATCH, trials_left(session)) if session.study.alone else 1
+    while len(batch) < most and fruitless < _BATCH:
         proposal = session.study.propose()
         config = session.space.config_of(proposal.params, session.memory)
         known = session.find(config)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fake_runner import FakeRunner, Landscape
-from world import WORKLOAD, gpu, machine_with, memory_of, moe_model, request_for
+from world import WORKLOAD, gpu, machine_with, memory_of, moe_model, request_for, still
 
 from moetune.autotune.database import Database, parse_database
 from moetune.autotune.events import Silent
+from moetune.autotune.race import Rules
 from moetune.autotune.record import TrialRecord
 from moetune.autotune.search import search
 from moetune.engine.emulator import parse_emulated
@@ -44,8 +45,8 @@ def quick(url: str) -> Database:
 def search_by_formula(url: str, folder: Path, seconds: float) -> None:
     memory = memory_of(MACHINE, MODEL)
     runner = FakeRunner(LANDSCAPE, memory, seed=os.getpid(), before=lambda calls: time.sleep(seconds))
-    request = request_for(folder, database=quick(url), n_trials=10, duel_blocks=4, seed=1)
-    print(search(request, runner, MACHINE, MODEL, Log()).verdict.kind, flush=True)
+    request = request_for(folder, database=quick(url), n_trials=10, rules=Rules(most_rounds=8), seed=1)
+    print(search(request, runner, MACHINE, MODEL, Log(), still).verdict.kind, flush=True)
 
 
 def search_for_real(url: str, folder: Path, path: Path) -> None:
@@ -58,12 +59,12 @@ def search_for_real(url: str, folder: Path, path: Path) -> None:
         workload=workload,
         n_ctx=256,
         n_trials=8,
-        duel_blocks=4,
+        rules=Rules(most_rounds=8),
         passes=1,
         device="EMU0",
     )
     with EngineRunner(model.path, emulated) as runner:
-        print(search(request, runner, read_machine(path), model, Log()).verdict.kind, flush=True)
+        print(search(request, runner, read_machine(path), model, Log(), still).verdict.kind, flush=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_base_too_large_for_the_device_is_computed_from_ram(tmp_path: Path, mo
     request = request_for(tmp_path, n_ctx=2048, quality_text=TEXT, quality=QualityLevel.OK)
     types = {"type_k": KvType.Q8_0, "type_v": KvType.Q8_0}
     full = replace(CACHED, n_ctx=2048, cache=None, ram_expert_layers=0, **types)  # type: ignore[arg-type]
-    trace = Trace("short", (), (1, 2, 3, 4), (5, 6, 7, 8), 1)
+    trace = Trace("short", (), (1, 2, 3, 4), (5, 6, 7, 8), ())
     with EngineRunner(demo_model_path(), parse_emulated("desktop,vram_mib=12,scale=1")) as runner:
         assert isinstance(runner.measure(full, trace, passes=1, time_limit_s=60), Measurement)
         asked: list[EngineConfig] = []

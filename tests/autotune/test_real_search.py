@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from world import WORKLOAD, request_for
+from world import WORKLOAD, request_for, still
 
 from moetune.autotune import baselines
 from moetune.autotune.display import Display
@@ -42,7 +42,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, Ma
     )
     console = Console(file=io.StringIO())
     with EngineRunner(model.path, emulated) as runner, Display(console, model.n_layers, emulated=True) as display:
-        return search(request, runner, machine, model, display), machine, model
+        return search(request, runner, machine, model, display, still), machine, model
 
 
 def test_the_real_engine_measures_every_baseline_and_trial(searched: tuple[SearchResult, Machine, Model]) -> None:

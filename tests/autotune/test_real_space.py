@@ -23,7 +23,7 @@ from moetune.hardware.machine import DeviceKind, GgmlDevice
 from moetune.hardware.probe import read_machine
 
 MIB = 1 << 20
-TRACE = Trace("t", (), tuple(range(1, 41)), tuple(range(50, 62)), 4)
+TRACE = Trace("t", (), tuple(range(1, 41)), tuple(range(50, 62)), tuple(range(62, 80)))
 POINTS = 7
 
 

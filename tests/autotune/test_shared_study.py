@@ -20,12 +20,13 @@ import pytest
 from fake_runner import FakeRunner
 from postgres_server import Server, programs, running
 from shared_worker import LANDSCAPE, MACHINE, MODEL, quick
-from world import gpu, machine_with, memory_of, request_for, runner_for
+from world import gpu, machine_with, memory_of, request_for, runner_for, still
 
 from moetune.autotune.baselines import LOOKS
 from moetune.autotune.events import Silent
 from moetune.autotune.identity import identity_of
 from moetune.autotune.open_study import open_study
+from moetune.autotune.race import Rules
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
@@ -68,11 +69,11 @@ class Notes(Silent):
 
 
 def request_on(url: str, folder: Path, **changes: object) -> SearchRequest:
-    return request_for(folder, **{"database": quick(url), "n_trials": 6, "duel_blocks": 4, **changes})
+    return request_for(folder, **{"database": quick(url), "n_trials": 6, "rules": Rules(most_rounds=8), **changes})
 
 
 def run(request: SearchRequest, runner: FakeRunner | None = None, notes: Notes | None = None) -> SearchResult:
-    return search(request, runner or runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, notes or Silent())
+    return search(request, runner or runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, notes or Silent(), still)
 
 
 def runner_that(before: Callable[[int], None]) -> FakeRunner:
@@ -197,7 +198,7 @@ def test_a_dead_workers_trial_is_retried_and_nothing_is_lost_or_doubled(url: str
     study, _ = killed_half_way(url, tmp_path, "0.5")
     nothing_is_doubled(study)
     assert sum(r.origin is not Origin.BASELINE and r.launched for r in study.records) == 10
-    assert len(study.blocks) == 4
+    assert study.blocks
     assert "cache-wins" in log_of(tmp_path / "b")
 
 
@@ -232,7 +233,7 @@ def test_a_worker_that_was_only_asleep_loses_nothing(url: str, tmp_path: Path) -
         other.kill()
     study = study_at(url)
     assert len(study.records) == len(measured(tmp_path / "a")) + len(measured(tmp_path / "b"))
-    assert len(study.blocks) == 4
+    assert study.blocks
     assert re.findall("cache-wins", log_of(tmp_path / "a") + log_of(tmp_path / "b")) == ["cache-wins"] * 2
 
 
@@ -303,7 +304,7 @@ def test_a_machine_of_another_kind_is_refused(url: str, tmp_path: Path) -> None:
     other = machine_with(gpu(900, description="NVIDIA Something Else"))
     runner = runner_for(other, MODEL, LANDSCAPE)
     with pytest.raises(MoetuneError, match=r"(?s)NVIDIA Something\..*NVIDIA Something Else.*study drop") as caught:
-        search(request_on(url, tmp_path / "b"), runner, other, MODEL, Silent())
+        search(request_on(url, tmp_path / "b"), runner, other, MODEL, Silent(), still)
     assert caught.value.code is ExitCode.STORAGE
     assert runner.launched == []
 
@@ -318,9 +319,9 @@ def test_machines_that_differ_in_serial_numbers_share_a_study(tmp_path: Path, ur
     one, two = (replace(MACHINE, gpus=(with_card(uuid),)) for uuid in ("GPU-1", "GPU-2"))
     assert one.fingerprint != two.fingerprint
     request = request_on(url, tmp_path / "a", n_trials=1)
-    search(request, runner_for(one, MODEL, LANDSCAPE), one, MODEL, Silent())
+    search(request, runner_for(one, MODEL, LANDSCAPE), one, MODEL, Silent(), still)
     runner = runner_for(two, MODEL, LANDSCAPE)
-    search(replace(request, state_dir=tmp_path / "b"), runner, two, MODEL, Silent())
+    search(replace(request, state_dir=tmp_path / "b"), runner, two, MODEL, Silent(), still)
     assert runner.launched == []
 
 

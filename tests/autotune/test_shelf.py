@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from fake_runner import Landscape
-from world import gpu, machine_with, memory_of, moe_model, request_for, runner_for
+from world import gpu, machine_with, memory_of, moe_model, request_for, runner_for, still
 
 from moetune.autotune.earlier import earlier_best
 from moetune.autotune.events import Silent
 from moetune.autotune.export import to_csv, to_json
 from moetune.autotune.identity import identity_of
 from moetune.autotune.journal import exclusive
+from moetune.autotune.noise import ROUNDS
+from moetune.autotune.race import Rules
 from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
@@ -30,7 +32,7 @@ LANDSCAPE = Landscape(noise=0.02)
 
 
 def run(request: SearchRequest) -> SearchResult:
-    return search(request, runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, Silent())
+    return search(request, runner_for(MACHINE, MODEL, LANDSCAPE), MACHINE, MODEL, Silent(), still)
 
 
 def earlier(request: SearchRequest) -> tuple[EngineConfig, ...]:
@@ -43,7 +45,7 @@ def earlier(request: SearchRequest) -> tuple[EngineConfig, ...]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> SearchRequest:
     """A finished search."""
-    request = request_for(tmp_path_factory.mktemp("state"), n_trials=6, duel_blocks=4)
+    request = request_for(tmp_path_factory.mktemp("state"), n_trials=6, rules=Rules(most_rounds=8))
     run(request)
     return request
 
@@ -54,7 +56,8 @@ def test_a_study_is_read_back_whole(small: SearchRequest, tmp_path: Path) -> Non
     result = run(request)
     (study,) = Journals(tmp_path).read().studies
     assert tuple(study.records) == result.records
-    assert len(study.blocks) == sum(len(duel.blocks) for duel in result.duels)
+    assert result.race is not None
+    assert len(study.blocks) == ROUNDS + len(result.race.rounds)
     assert study.best is not None
     assert study.best.turn_s == min(r.turn_s for r in result.records if r.turn_s)
     assert all(trial.worker for trial in study.trials)
@@ -113,13 +116,15 @@ def test_a_prefix_names_a_study_if_it_is_the_only_one(small: SearchRequest) -> N
 
 
 def test_json_holds_every_raw_sample(small: SearchRequest) -> None:
-    """Of trials and of blocks."""
+    """Of trials and of the race's rounds."""
     (study,) = Journals(small.state_dir).read().studies
     content = json.loads(to_json(study))
     assert content["identity"]["model_name"] == MODEL.name
     samples = [trial["outcome"]["tg_samples_s"] for trial in content["trials"] if trial.get("turn_s")]
     assert samples == [list(r.measurement.tg_samples_s) for r in study.records if r.measurement]
-    assert [len(block["baseline"]["tg_samples_s"]) for block in content["blocks"]] == [len(samples[0])] * 4
+    raced = [len(run["measurement"]["tg_samples_s"]) for block in content["blocks"] for run in block["runs"]]
+    assert raced
+    assert set(raced) == {len(samples[0])}
 
 
 def test_csv_has_a_line_a_trial(small: SearchRequest) -> None:

@@ -19,7 +19,7 @@ def test_the_trace_has_the_workloads_lengths_and_repeats_short_texts() -> None:
     text = [token for part in WORKLOAD.texts for token in RUNNER.tokenize(part)]
     whole = trace.depth_tokens + trace.prompt_tokens + trace.reply_tokens
     assert whole == tuple((text * 2)[:256])
-    assert trace.warmup_tokens == tuple((text * 20)[256:768])
+    assert trace.warmup_tokens == tuple((text * 20)[256:512])
 
 
 def test_the_warm_up_takes_the_room_there_is() -> None:
