@@ -6,6 +6,7 @@ of standard input, "SCENARIO_JSON<tab>LOGITS_PATH", with one JSON line on standa
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -415,7 +416,8 @@ def serve(cache: Cache | None, answer: Callable[[str], None]) -> None:
 
 
 def resident_bytes() -> int:
-    """Of this process, without what its allocator keeps for later: that grows with llama.cpp alone, by its habits."""
+    """Of this process, without Python's garbage and what its allocator keeps: both grow with llama.cpp alone too."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(psutil.Process().memory_info().rss)
 

@@ -54,7 +54,7 @@ CONTEXT_TOKENS = 1024
 KLD_LIMIT = 1e-4
 # Of resident memory over the whole run: it varies by less, a leak of a few pages a round adds up to more.
 SETTLING_ROUNDS = 20
-MOST_GROWTH_BYTES = 24 << 20
+MOST_GROWTH_BYTES = 8 << 20
 
 
 @dataclass
