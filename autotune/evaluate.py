@@ -58,8 +58,8 @@ class Session:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The fastest trial so far, baselines included."""
-        return fastest(self.study.records)
+        """The fastest trial so far that is not known to be outside the quality gate, baselines included."""
+        return fastest(self.gate.admissible(self.study.records))
 
     @property
     def best_baseline(self) -> TrialRecord | None:
@@ -111,12 +111,17 @@ class Session:
         self.events.trial_started(origin, name, config)
         started = self.clock()
         outcome: Outcome
+        known = self.gate.known(config)
         try:
-            if (fast_excess > 0 or host_excess > 0) and not self._has_run(config):
+            if known is not None and not known.passed:
+                outcome = NotLaunched(fast_excess, host_excess, known.reason)
+            elif (fast_excess > 0 or host_excess > 0) and not self._has_run(config):
                 outcome = NotLaunched(fast_excess, host_excess)
             else:
                 limit_s = self.longest_s if origin is Origin.BASELINE else self.time_limit_s()
                 outcome = self.measure(config, limit_s)
+            wall_s = self.clock() - started
+            bad_quality = self._is_bad(config, outcome)
         except BaseException:
             self.study.abandon(number, "interrupted")
             raise
@@ -127,14 +132,23 @@ class Session:
             config=config,
             outcome=outcome,
             turn_s=self.turn_s(outcome),
-            wall_s=self.clock() - started,
+            wall_s=wall_s,
             fast_excess_bytes=fast_excess,
             host_excess_bytes=host_excess,
+            bad_quality=bad_quality,
         )
         self.study.tell(record)
         self.catch_up()
         self.events.trial_finished(record, self.best, self.best_baseline)
         return record
+
+    def _is_bad(self, config: EngineConfig, outcome: Outcome) -> bool:
+        """Whether its KV types are outside the gate: asked when a trial takes the lead, before the sampler follows."""
+        turn_s, best = self.turn_s(outcome), self.best
+        if turn_s is not None and (best is None or best.turn_s is None or turn_s < best.turn_s):
+            return not self.gate.admits(config).passed
+        report = self.gate.known(config)
+        return report is not None and not report.passed
 
     def _has_run(self, config: EngineConfig) -> bool:
         """What ran once fits, whatever a prediction that has learnt since says."""

@@ -20,13 +20,19 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class NotLaunched:
-    """A configuration that cannot fit, never given to the engine. Bytes too many, 0 or less where it fits."""
+    """Never given to the engine: it cannot fit, or its KV types are outside the quality gate, as `quality` says.
+
+    Bytes too many, 0 or less where it fits.
+    """
 
     fast_excess_bytes: int
     host_excess_bytes: int
+    quality: str = ""
 
     @property
     def detail(self) -> str:
+        if self.quality:
+            return f"not launched: {self.quality}"
         where = "fast tier" if self.fast_excess_bytes > 0 else "RAM"
         excess = max(self.fast_excess_bytes, self.host_excess_bytes)
         return f"not launched: {excess / (1 << 20):,.1f} MiB too many for the {where}"
@@ -40,6 +46,7 @@ class TrialRecord:
     """A finished trial. name: the baseline's, else "". turn_s: the objective; None without a measurement.
 
     wall_s: what the trial cost, loading included. fast_excess_bytes, host_excess_bytes: as predicted before it ran.
+    bad_quality: its KV types are known to be outside the quality gate.
     """
 
     number: int
@@ -51,6 +58,7 @@ class TrialRecord:
     wall_s: float
     fast_excess_bytes: int
     host_excess_bytes: int
+    bad_quality: bool = False
 
     @property
     def measurement(self) -> Measurement | None:
@@ -95,4 +103,5 @@ def to_optuna(record: TrialRecord) -> OptunaOutcome:
         # It ran: whatever the prediction said, it fits.
         fast, host = min(fast, 0.0), min(host, 0.0)
     state = TrialState.COMPLETE if record.turn_s is not None else TrialState.PRUNED
-    return OptunaOutcome(state, record.turn_s, {"fast_memory_mib": fast, "host_memory_mib": host, "runs": runs})
+    constraints = {"fast_memory_mib": fast, "host_memory_mib": host, "runs": runs, "quality": float(record.bad_quality)}
+    return OptunaOutcome(state, record.turn_s, constraints)

@@ -76,7 +76,7 @@ def _tried(session: Session) -> list[TrialRecord]:
 
 def _out_of_patience(session: Session) -> bool:
     """Whether the last `patience` trials brought no gain worth having."""
-    tried = _tried(session)
+    tried = session.gate.admissible(_tried(session))
     before, late = tried[: -session.request.patience], tried[-session.request.patience :]
     best, best_late = fastest(before), fastest(late)
     if best is None or best.turn_s is None:
@@ -109,7 +109,7 @@ def _evaluate_seeds(session: Session) -> None:
     wanted = max(1, session.request.n_trials // 2)
     while may_try(session):
         tried = {record.config for record in session.study.records}
-        done = sum(record.origin is Origin.SEED for record in session.study.records)
+        done = sum(record.origin is Origin.SEED and record.launched for record in session.study.records)
         earlier = [config for config in session.earlier if config not in tried]
         batch = (*earlier, *seeds(session.space, session.memory, session.cost, _BATCH, tried))[
             : min(_BATCH, wanted - done)

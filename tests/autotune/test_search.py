@@ -269,6 +269,18 @@ def test_a_faster_kv_type_outside_the_quality_gate_is_never_chosen(tmp_path: Pat
     assert any("quality not passed" in note and "mean KLD above 0.01" in note for note in notes)
 
 
+def test_types_outside_the_gate_are_not_searched_on(request_: SearchRequest) -> None:
+    """They are fastest by far: the first trial that leads with a pair of them has it measured, and none follows."""
+    request = replace(request_, kv_types=(KvType.F16, KvType.Q4_0), n_trials=24)
+    land = Landscape(quantised_kv_gain=2.0, kld=bad_kv(KvType.Q4_0), noise=0.001)
+    result, runner = run(request, land)
+    pairs = Counter((c.type_k, c.type_v) for c in dict.fromkeys(runner.launched) if KvType.Q4_0 in (c.type_k, c.type_v))
+    # One that did not lead says nothing yet of its types.
+    assert max(pairs.values()) <= 2
+    left = [record for record in result.records if record.origin is not Origin.BASELINE and record.launched]
+    assert len(left) >= request.n_trials - sum(pairs.values()) - request.patience
+
+
 def test_a_faster_kv_type_inside_the_quality_gate_wins_with_its_figures(request_: SearchRequest) -> None:
     """The verdict says what the speed costs in quality, and only finalists' types were measured."""
     request = replace(request_, kv_types=(KvType.F16, KvType.Q8_0))
