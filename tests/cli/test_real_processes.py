@@ -97,11 +97,11 @@ def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: s
     assert "profile: mine, context 256" in err
 
 
-def until_the_first_trial(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for the first finished trial of a search."""
+def until_the_first_trial(process: "subprocess.Popen[bytes]", phase: str = "baselines") -> None:
+    """Wait for the first finished trial of a part of the search."""
     assert process.stderr is not None
     heard = b""
-    while b"baselines [" not in heard:
+    while f"{phase} [".encode() not in heard:
         line = process.stderr.readline()
         assert line, heard.decode()
         heard += line
@@ -211,7 +211,7 @@ def test_a_killed_engine_costs_its_trial_only(start: Start, slow_model: Path, sl
         "none",
     ]
     process = start(*arguments)
-    until_the_first_trial(process)
+    until_the_first_trial(process, "trials")
     time.sleep(0.2)  # into the next one
     (engine,) = psutil.Process(process.pid).children()
     engine.kill()
