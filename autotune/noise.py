@@ -1,4 +1,4 @@
-"""How still this machine is: the incumbent raced against itself, before anything is compared."""
+"""How still this machine is: the incumbent measured against itself, before anything is compared."""
 
 import math
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class Noise:
 
 
 def measure_noise(incumbent: EngineConfig, track: Track, rules: Rules, earlier: list[Round]) -> Noise | None:
-    """A/A: the incumbent against itself for a few rounds; None when it failed or the machine never kept still."""
-    known = [entry for entry in earlier if entry.contenders[1:] == entry.contenders[:1]]
+    """A/A: the incumbent alone, there and back, a few times; None when it failed or the machine never kept still."""
+    known = [entry for entry in earlier if len(entry.contenders) == 1]
     # Whoever was the incumbent then: the noise is the machine's.
-    itself = known[0].contenders if known else (incumbent, incumbent)
+    itself = known[0].contenders if known else (incumbent,)
     rounds = [entry for entry in known if entry.contenders == itself]
     while sum(entry.disturbed is None for entry in rounds) < ROUNDS:
         if len(rounds) >= 2 * ROUNDS or not track.may_go_on():
@@ -50,10 +50,10 @@ def measure_noise(incumbent: EngineConfig, track: Track, rules: Rules, earlier: 
 
 
 def noise_of(rounds: list[Round], rules: Rules) -> Noise:
-    """From A/A rounds, each of four measurements in one process."""
+    """From A/A rounds, each of two measurements in one process."""
     logs = [[math.log(run.turn_s) for run in entry.runs] for entry in rounds]
-    within = pooled_deviation([pair for four in logs for pair in zip(four[::2], four[1::2], strict=True)])
-    centres = [mean(four) for four in logs]
+    within = pooled_deviation([(there, back) for there, back in logs])
+    centres = [mean(pair) for pair in logs]
     between = math.sqrt(max(0.0, stdev(centres) ** 2 - within**2 / len(logs[0])))
     drift = float(theilslopes(centres)[0])
     # In a round the incumbent runs in two processes and the candidate in one, each measured twice in all.

@@ -178,7 +178,7 @@ def race(
     earlier: rounds of an interrupted or finished race of the same study; a race that is over is not run again.
     """
     rivals = [_Rival(config) for config in candidates]
-    rounds = [entry for entry in earlier if entry.contenders[0] == incumbent]
+    rounds = [entry for entry in earlier if entry.contenders[0] == incumbent and len(entry.contenders) > 1]
     scores = _Scores(rivals, rules, rounds)
     stopped = None
     while scores.judge() and stopped is None:

@@ -41,8 +41,8 @@ from moetune.demo import demo_model_path
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.errors import ExitCode, MoetuneError
 
-# Calls of the engine until the first trial: four baselines, then the best four times in each A/A round.
-AFTER_NOISE = 4 + 4 * ROUNDS
+# Calls of the engine until the first trial: four baselines, then the best twice in each A/A round.
+AFTER_NOISE = 4 + 2 * ROUNDS
 HERE = Path(__file__).parent
 LIMIT_S = 240.0
 _numbers = count()

@@ -29,8 +29,8 @@ from moetune.profiles.schema import read_profile, to_yaml
 MACHINE, MODEL = machine_with(gpu(900)), moe_model()
 LANDSCAPE = Landscape(noise=0.02)
 BASELINES = 4
-# Calls of the engine until the first trial: the baselines, then the best of them four times in each A/A round.
-AFTER_NOISE = BASELINES + 4 * ROUNDS
+# Calls of the engine until the first trial: the baselines, then the best of them twice in each A/A round.
+AFTER_NOISE = BASELINES + 2 * ROUNDS
 
 
 def run(request: SearchRequest, runner: FakeRunner | None = None) -> SearchResult:

@@ -84,7 +84,9 @@ def test_a_piped_prompt_is_answered_by_the_real_engine(start: Start, model_file:
 def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: str, folders: Path) -> None:
     """Probe, search and run, end to end on the CPU: the saved profile is the one that runs."""
     flags = ["--workload", mine, "--ctx", "256"]
-    code, out, err = finish(start("search", str(model_file), *flags, "--trials", "1", "--device", "none"))
+    code, out, err = finish(
+        start("search", str(model_file), *flags, "--trials", "1", "--rounds", "3", "--device", "none")
+    )
     assert code == 0, err
     assert "stock, all on the CPU" in out
     assert f"moetune run {model_file}" in out
@@ -95,11 +97,11 @@ def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: s
     assert "profile: mine, context 256" in err
 
 
-def until_the_first_trial(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for the first finished trial of a search."""
+def until_the_first_trial(process: "subprocess.Popen[bytes]", phase: str = "baselines") -> None:
+    """Wait for the first finished trial of a part of the search."""
     assert process.stderr is not None
     heard = b""
-    while b"baselines [" not in heard:
+    while f"{phase} [".encode() not in heard:
         line = process.stderr.readline()
         assert line, heard.decode()
         heard += line
@@ -108,7 +110,20 @@ def until_the_first_trial(process: "subprocess.Popen[bytes]") -> None:
 @needs_engine
 def test_an_interrupted_search_goes_on_where_it_was(start: Start, slow_model: Path, slow: str, folders: Path) -> None:
     """Ctrl-C exits with 130, saves no profile, and the same command resumes."""
-    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "2", "--device", "none"]
+    arguments = [
+        "search",
+        str(slow_model),
+        "--workload",
+        slow,
+        "--ctx",
+        "1024",
+        "--trials",
+        "2",
+        "--rounds",
+        "3",
+        "--device",
+        "none",
+    ]
     process = start(*arguments)
     until_the_first_trial(process)
     os.killpg(process.pid, signal.SIGINT)
@@ -124,7 +139,20 @@ def test_an_interrupted_search_goes_on_where_it_was(start: Start, slow_model: Pa
 @needs_engine
 def test_a_second_search_on_the_same_study_is_refused(start: Start, slow_model: Path, slow: str) -> None:
     """The second says that the first is running and leaves it alone; the first goes on."""
-    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "1", "--device", "none"]
+    arguments = [
+        "search",
+        str(slow_model),
+        "--workload",
+        slow,
+        "--ctx",
+        "1024",
+        "--trials",
+        "1",
+        "--rounds",
+        "3",
+        "--device",
+        "none",
+    ]
     first = start(*arguments)
     until_the_first_trial(first)
     os.killpg(first.pid, signal.SIGSTOP)
@@ -140,7 +168,20 @@ def test_a_second_search_on_the_same_study_is_refused(start: Start, slow_model: 
 @needs_engine
 def test_a_killed_search_resumes_with_every_finished_trial(start: Start, slow_model: Path, slow: str) -> None:
     """kill -9 of the whole search loses the trial that ran, nothing else, and the engine process dies with it."""
-    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    arguments = [
+        "search",
+        str(slow_model),
+        "--workload",
+        slow,
+        "--ctx",
+        "1024",
+        "--trials",
+        "3",
+        "--rounds",
+        "3",
+        "--device",
+        "none",
+    ]
     process = start(*arguments)
     until_the_first_trial(process)
     (engine,) = psutil.Process(process.pid).children()
@@ -155,9 +196,22 @@ def test_a_killed_search_resumes_with_every_finished_trial(start: Start, slow_mo
 @needs_engine
 def test_a_killed_engine_costs_its_trial_only(start: Start, slow_model: Path, slow: str) -> None:
     """kill -9 of the worker in a trial is a failed trial; the search goes on to its verdict."""
-    arguments = ["search", str(slow_model), "--workload", slow, "--ctx", "1024", "--trials", "3", "--device", "none"]
+    arguments = [
+        "search",
+        str(slow_model),
+        "--workload",
+        slow,
+        "--ctx",
+        "1024",
+        "--trials",
+        "3",
+        "--rounds",
+        "3",
+        "--device",
+        "none",
+    ]
     process = start(*arguments)
-    until_the_first_trial(process)
+    until_the_first_trial(process, "trials")
     time.sleep(0.2)  # into the next one
     (engine,) = psutil.Process(process.pid).children()
     engine.kill()
@@ -172,7 +226,7 @@ def test_the_cache_wins_on_an_emulated_machine(start: Start, folders: Path) -> N
     """The main job: a proven win over stock llama.cpp's best layer offload, saved, applied, and marked emulated."""
     machine = ["--emulate", "desktop,vram_mib=8"]
     model = str(demo_model_path())
-    code, out, err = finish(start("search", model, *machine, "--ctx", "1024", "--trials", "6"))
+    code, out, err = finish(start("search", model, *machine, "--ctx", "1024", "--trials", "6", "--rounds", "3"))
     assert code == 0, err
     assert "stock, best layer offload" in out
     assert "Emulated:" in out
@@ -189,7 +243,7 @@ def test_a_fast_tier_too_small_for_anything_leaves_the_cpu(start: Start, slow_mo
     """Nothing fits on the device: the CPU is measured and runs, and the table says why the rest failed."""
     machine = ["--emulate", "desktop,vram_mib=1"]
     code, out, err = finish(
-        start("search", str(slow_model), *machine, "--workload", mine, "--ctx", "256", "--trials", "1")
+        start("search", str(slow_model), *machine, "--workload", mine, "--ctx", "256", "--trials", "1", "--rounds", "3")
     )
     assert code == 0, err
     assert "Nothing beat stock, all on the CPU" in " ".join(out.split())

@@ -12,10 +12,12 @@ from moetune import __version__
 from moetune.autotune.database import parse_database
 from moetune.autotune.display import Display
 from moetune.autotune.quality import QualityLevel
+from moetune.autotune.race import Rules
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
 from moetune.autotune.sampler import Sampler, require
 from moetune.autotune.search import search as find_fastest
+from moetune.autotune.sequential import FEWEST
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
@@ -53,6 +55,9 @@ def search(
     patience: Annotated[
         int, typer.Option("--patience", min=1, help="End the trials when so many in a row brought nothing.")
     ] = SearchRequest.patience,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=FEWEST, help="Most rounds of the race; more can prove smaller gains.")
+    ] = Rules.most_rounds,
     device: Annotated[
         str | None,
         typer.Option(
@@ -108,6 +113,7 @@ def search(
         n_trials=trials,
         budget_s=duration_s(budget) if budget is not None else None,
         patience=patience,
+        rules=Rules(most_rounds=rounds),
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,
