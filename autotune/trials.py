@@ -86,12 +86,16 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What a race of the fewest rounds would take now: everybody twice a round, in fresh processes."""
-    best = session.best
-    if session.request.budget_s is None or best is None or best.measurement is None:
+    """What the shortest race would take now: everybody twice a round, in fresh processes; 0 without rivals."""
+    best, baseline = session.best, session.best_baseline
+    if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
+        return 0.0
+    bar_s = baseline.turn_s
+    rivals = sum(record.turn_s is not None and record.turn_s < bar_s for record in _tried(session))
+    if not rivals:
         return 0.0
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
-    contenders = 1 + min(session.request.finalists, len(_tried(session)))
+    contenders = 1 + min(session.request.finalists, rivals)
     return FEWEST * 2 * contenders * (best.wall_s + load_s)
 
 
@@ -116,7 +120,11 @@ def _evaluate_seeds(session: Session) -> None:
         ]
         if done >= wanted or not batch:
             break
-        for config in batch:
+        planned_with = session.memory
+        for planned in batch:
+            # The trials before it may have taught how much room there really is.
+            params = session.space.params_of(planned, planned_with)
+            config = session.space.config_of(params, session.memory)
             # One that another worker is at comes back by itself if that worker dies.
             if may_try(session) and not session.study.runs_elsewhere(config) and session.find(config) is None:
                 session.evaluate(config, Origin.SEED)
