@@ -1,35 +1,47 @@
 """Corrects the estimate of compute buffers by what trials measured; everything else in a footprint is exact."""
 
 from dataclasses import dataclass
-from statistics import linear_regression
+from functools import cache
 
-# One trial shows too little of how buffers grow to be believed to the byte.
-_CAUTION = 1.1
-_STEEPEST = 2.0
+from scipy.optimize import linprog
+
+Parts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """seen: (estimated, measured) buffer bytes of each trial. Never corrects below what one of them measured."""
+    """seen: upper estimates of the parts of a trial's buffers, and the most that such a trial measured, in bytes."""
 
-    seen: tuple[tuple[int, int], ...] = ()
+    seen: tuple[tuple[Parts, int], ...] = ()
 
-    def add(self, estimated_bytes: int, measured_bytes: int) -> "Calibration":
+    def add(self, parts: Parts, measured_bytes: int) -> "Calibration":
         """With one more trial."""
-        return Calibration((*self.seen, (estimated_bytes, max(0, measured_bytes))))
+        seen = dict(self.seen)
+        seen[parts] = max(0, measured_bytes, seen.get(parts, 0))
+        return Calibration(tuple(sorted(seen.items())))
 
-    def correct(self, estimated_bytes: int) -> int:
-        """measured ~ base + slope * estimated: a driver's fixed share, and what grows with batch and context."""
-        if not self.seen:
-            return estimated_bytes
-        slope = self._slope()
-        base = max(0.0, *(measured - slope * estimated for estimated, measured in self.seen))
-        # Rounded up: half a byte too few would already be less than was seen.
-        return int(base + slope * estimated_bytes) + 1
+    def correct(self, parts: Parts) -> int:
+        """The most bytes that agree with every trial; never fewer than one with the same estimate measured.
 
-    def _slope(self) -> float:
-        estimates = [estimated for estimated, _ in self.seen]
-        if len(set(estimates)) < 2:
-            return min(1.0, _CAUTION * max(measured / max(1, estimated) for estimated, measured in self.seen))
-        fitted = linear_regression(estimates, [measured for _, measured in self.seen]).slope
-        return min(_STEEPEST, max(0.0, fitted))
+        A buffer is taken as a driver's fixed share plus an unknown share, at most all, of each estimated part: the
+        largest sum that no trial contradicts is a linear programme. What trials measured above it is added.
+        """
+        return _most(self.seen, parts) + _missed(self.seen) if self.seen else sum(parts)
+
+
+@cache
+def _missed(seen: tuple[tuple[Parts, int], ...]) -> int:
+    """By how much the trial worst explained by the others exceeded what they allow."""
+    return max(measured - _most(seen, parts) for parts, measured in seen)
+
+
+@cache
+def _most(seen: tuple[tuple[Parts, int], ...], parts: Parts) -> int:
+    most = linprog(
+        [-float(part) for part in (*parts, 1)],
+        A_ub=[[*map(float, estimated), 1.0] for estimated, _ in seen],
+        b_ub=[float(measured) for _, measured in seen],
+        bounds=[*((0.0, 1.0) for _ in parts), (0.0, None)],
+    )
+    # Rounded up: half a byte too few would already be less than was seen.
+    return int(-most.fun) + 1

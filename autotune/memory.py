@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from moetune.autotune.calibration import Calibration
+from moetune.autotune.calibration import Calibration, Parts
 from moetune.autotune.tier import FastTier, choose_tiers
 from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig, FlashAttention, PromptWay
 from moetune.engine.model import Layer, Model
@@ -38,6 +38,15 @@ class Footprint:
     guessed_bytes: int
     host_bytes: int
     more_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Before any correction. known_bytes: exact ones on the fast tier; parts: of its buffers, upper estimates."""
+
+    known_bytes: int
+    parts: Parts
+    host_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,20 @@ class MemoryModel:
     def footprint(self, config: EngineConfig) -> Footprint:
         """Never less on the fast tier than a trial of the same configuration was seen to use."""
         raw = self._raw(config)
-        if raw.guessed_bytes == 0:
-            return raw
         learnt = self.stock if config.cache is None else self.plugin
-        buffers = learnt.correct(raw.guessed_bytes)
-        more = tuple(known + self.stock.correct(guess) for known, guess in self._further(config))
-        return Footprint(raw.fast_bytes - raw.guessed_bytes + buffers, buffers, raw.host_bytes, more)
+        buffers = learnt.correct(raw.parts) if any(raw.parts) else 0
+        more = tuple(known + (self.stock.correct(parts) if any(parts) else 0) for known, parts in self._further(config))
+        return Footprint(raw.known_bytes + buffers, buffers, raw.host_bytes, more)
 
     def observe(self, config: EngineConfig, fast_bytes: int) -> "MemoryModel":
         """The model after a trial of `config` was seen to use `fast_bytes` of device memory."""
         raw = self._raw(config)
-        if raw.guessed_bytes == 0 or fast_bytes <= 0:
+        if not any(raw.parts) or fast_bytes <= 0:
             return self
-        measured = fast_bytes - (raw.fast_bytes - raw.guessed_bytes)
+        measured = fast_bytes - raw.known_bytes
         if config.cache is None:
-            return replace(self, stock=self.stock.add(raw.guessed_bytes, measured))
-        return replace(self, plugin=self.plugin.add(raw.guessed_bytes, measured))
+            return replace(self, stock=self.stock.add(raw.parts, measured))
+        return replace(self, plugin=self.plugin.add(raw.parts, measured))
 
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
@@ -136,36 +143,37 @@ class MemoryModel:
         """Whether a layer's dense part and its KV cache lie on the fast tier."""
         return config.gpu_layers > 0 and index >= self.model.n_layers + 1 - config.gpu_layers
 
-    def _raw(self, config: EngineConfig) -> Footprint:
+    def _raw(self, config: EngineConfig) -> _Raw:
         """Without the further devices."""
         model = self.model
         weights, cache = self._placed_bytes(config)
         slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
-        guessed = self._buffer_bytes(config) + self._streaming_bytes(config) if config.gpu_layers > 0 else 0
         all_context = sum(context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
         host = model.tensor_bytes - min(sum(weights), model.tensor_bytes) + all_context - sum(cache) + _PROCESS_BYTES
-        host += (tied_copy if config.gpu_layers > 0 else 0) + self._buffer_bytes(config.on_cpu)
+        host += (tied_copy if config.gpu_layers > 0 else 0) + sum(self._buffer_parts(config.on_cpu))
         tier = self.tier_of(config.device)
         if tier is not None and tier.on_host:
             host += slots
         if config.cache is not None and config.cache.on and config.cache.repack:
             # A second copy of them in the packed layout.
             host += sum(layer.routed_bytes for layer in model.layers if self.experts_in_ram(config, layer))
-        fast = weights[0] + cache[0] + slots + guessed if config.device is not None else 0
-        return Footprint(fast, guessed, host)
+        if config.device is None:
+            return _Raw(0, (), host)
+        parts = (*self._buffer_parts(config), self._streaming_bytes(config)) if config.gpu_layers > 0 else ()
+        return _Raw(weights[0] + cache[0] + slots, parts, host)
 
-    def _further(self, config: EngineConfig) -> list[tuple[int, int]]:
-        """Known bytes and estimated buffers of each further device; none where it holds nothing."""
+    def _further(self, config: EngineConfig) -> list[tuple[int, Parts]]:
+        """Known bytes and parts of the buffers of each further device; none where it holds nothing."""
         if not config.more_devices:
             return []
         weights, cache = self._placed_bytes(config)
         # Only where a device's own layers have their experts in RAM are these copied to it.
         by_device = self._layers_by_device(config)
-        without = self._buffer_bytes(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1))
-        most = self._buffer_bytes(config)
+        without = *self._buffer_parts(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1)), 0
+        most = *self._buffer_parts(config), 0
         return [
-            (w + c, 0 if w == 0 else most if any(self.experts_in_ram(config, layer) for layer in held) else without)
+            (w + c, () if w == 0 else most if any(self.experts_in_ram(config, layer) for layer in held) else without)
             for w, c, held in zip(weights[1:], cache[1:], by_device[1:], strict=True)
         ]
 
@@ -219,8 +227,11 @@ class MemoryModel:
         row = model.n_embd * 4
         return 2 * staging + 3 * min(pairs, _STREAMED_PAIRS) * row + pairs * row
 
-    def _buffer_bytes(self, config: EngineConfig) -> int:
-        """An upper estimate of one compute graph's buffers, checked against llama.cpp, also without flash attention."""
+    def _buffer_parts(self, config: EngineConfig) -> Parts:
+        """An upper estimate of one compute graph's buffers, checked against llama.cpp, also without flash attention.
+
+        The largest step, the mask, attention scores, a KV cache that comes from RAM, and experts that do.
+        """
         model, batch = self.model, config.n_ubatch
         stream = batch * model.n_embd * 4
         logits = batch * model.n_vocab * 4
@@ -232,7 +243,7 @@ class MemoryModel:
         visiting = max((context_bytes(config, layer) for layer in elsewhere), default=0)
         staged = config.gpu_layers > 0 and batch >= STAGED_BATCH
         copied = max((layer.routed_bytes for layer in in_ram), default=0) if staged else 0
-        return max(logits + 2 * stream, 4 * stream + routed) + mask + scores + visiting + copied
+        return max(logits + 2 * stream, 4 * stream + routed), mask, scores, visiting, copied
 
 
 def _slot_total(config: EngineConfig, slot_bytes: int) -> int:

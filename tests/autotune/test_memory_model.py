@@ -75,15 +75,37 @@ def test_what_is_on_the_device_is_not_in_ram() -> None:
     assert on_cpu - moved > 1024 * MIB
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 1 << 36), st.integers(-(1 << 30), 1 << 36)), min_size=1, max_size=8),
-)
-def test_a_correction_never_goes_below_what_was_seen(seen: list[tuple[int, int]]) -> None:
+PARTS = st.tuples(*[st.integers(0, 1 << 36)] * 3)
+
+
+@given(st.lists(st.tuples(PARTS, st.integers(-(1 << 30), 1 << 36)), min_size=1, max_size=8))
+def test_a_correction_never_goes_below_what_was_seen(seen: list[tuple[tuple[int, ...], int]]) -> None:
     """For every trial that ran, the corrected estimate covers what it measured."""
     calibration = Calibration()
-    for estimated, measured in seen:
-        calibration = calibration.add(estimated, measured)
-    assert all(calibration.correct(estimated) >= measured * (1 - 1e-9) for estimated, measured in seen)
+    for parts, measured in seen:
+        calibration = calibration.add(parts, measured)
+    assert all(calibration.correct(parts) >= measured * (1 - 1e-9) for parts, measured in seen)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=8), PARTS, st.tuples(*[st.floats(0, 1)] * 3), st.integers(0, 1 << 30))
+def test_a_correction_covers_a_driver_that_takes_a_share_of_each_part(
+    tried: list[tuple[int, ...]], asked: tuple[int, ...], shares: tuple[float, ...], fixed: int
+) -> None:
+    """Whatever share of each part and fixed amount are really taken, no untried configuration gets less."""
+
+    def taken(parts: tuple[int, ...]) -> int:
+        return fixed + int(sum(share * part for share, part in zip(shares, parts, strict=True)))
+
+    calibration = Calibration()
+    for parts in tried:
+        calibration = calibration.add(parts, taken(parts))
+    assert calibration.correct(asked) >= taken(asked) * (1 - 1e-6) - 8
+
+
+def test_a_larger_batch_is_not_believed_to_cost_what_others_did() -> None:
+    """Two trials that differ in what the buffers do not hold say nothing of a batch twice as large."""
+    calibration = Calibration().add((0, 30), 20).add((10, 30), 20)
+    assert calibration.correct((30, 30)) == 40
 
 
 def test_a_driver_that_takes_more_is_believed_at_once() -> None:

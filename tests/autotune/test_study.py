@@ -222,5 +222,5 @@ def test_outcomes_reach_the_sampler_as_constraints(kept: TrialRecord, state: Tri
     """No trial fails in Optuna's sense, every one sets every constraint, and the broken one is positive."""
     outcome = to_optuna(kept)
     assert outcome.state is state
-    assert set(outcome.constraints) == {"fast_memory_mib", "host_memory_mib", "runs"}
+    assert set(outcome.constraints) == {"fast_memory_mib", "host_memory_mib", "quality", "runs"}
     assert {key for key, value in outcome.constraints.items() if value > 0} == broken

@@ -1,5 +1,6 @@
 """The commands as a shell starts them, with the real engine where one is needed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -107,6 +108,19 @@ def until_the_first_trial(process: "subprocess.Popen[bytes]", phase: str = "base
         heard += line
 
 
+def busy_engine(search: int) -> psutil.Process:
+    """The engine process of a search, seen to load or compute: not idle between two trials, nor on its way out."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        for engine in psutil.Process(search).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                before = sum(engine.cpu_times()[:2])
+                time.sleep(0.1)
+                if sum(engine.cpu_times()[:2]) - before >= 0.05:
+                    return engine
+    raise AssertionError("no engine was busy")
+
+
 @needs_engine
 def test_an_interrupted_search_goes_on_where_it_was(start: Start, slow_model: Path, slow: str, folders: Path) -> None:
     """Ctrl-C exits with 130, saves no profile, and the same command resumes."""
@@ -209,12 +223,12 @@ def test_a_killed_engine_costs_its_trial_only(start: Start, slow_model: Path, sl
         "3",
         "--device",
         "none",
+        "--kv",
+        "f16",
     ]
     process = start(*arguments)
     until_the_first_trial(process, "trials")
-    time.sleep(0.2)  # into the next one
-    (engine,) = psutil.Process(process.pid).children()
-    engine.kill()
+    busy_engine(process.pid).kill()
     code, out, err = finish(process)
     assert code == 0, err
     assert "turn s" in out
