@@ -68,6 +68,7 @@ def test_ctrl_c_keeps_what_was_measured(request_: SearchRequest) -> None:
 @pytest.mark.parametrize("calls", [0, 1, 2, 5, 19, 35])
 def test_the_same_command_goes_on(request_: SearchRequest, calls: int) -> None:
     """After an interruption anywhere, only what is missing is measured; the total is that of one search."""
+    request_ = replace(request_, patience=request_.n_trials)
     first = run(request_, interrupted_after(calls))
     runner = runner_for(MACHINE, MODEL, LANDSCAPE)
     second = run(request_, runner)
@@ -95,7 +96,7 @@ def test_a_finished_search_says_the_same_again_without_measuring(request_: Searc
 def test_more_trials_extend_a_finished_search(request_: SearchRequest) -> None:
     """--trials is a total."""
     run(request_)
-    result = run(replace(request_, n_trials=20))
+    result = run(replace(request_, n_trials=20, patience=20))
     assert tried(result) == 20
 
 
