@@ -23,15 +23,18 @@ from pydantic import TypeAdapter
 from moetune.autotune.baselines import fixed_baselines
 from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel, memory_of
-from moetune.autotune.quality import QualityLevel
+from moetune.autotune.quality import QualityFigures, QualityReport, judge_quality
+from moetune.autotune.quality_text import quality_text
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space, build_space
 from moetune.autotune.trace import build_trace, shape_for
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
-from moetune.engine.config import EngineConfig
+from moetune.engine.config import EngineConfig, KvType
+from moetune.engine.divergence import summarize
 from moetune.engine.emulator import parse_emulated
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model import Model, read_model
+from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.runner import EngineRunner, register_emulated
 from moetune.hardware.machine import Machine
 from moetune.hardware.probe import measure_machine, read_machine
@@ -44,8 +47,8 @@ WORKLOAD = Workload(
     name="replay",
     description="A short request",
     depth_tokens=0,
-    prompt_tokens=48,
-    reply_tokens=16,
+    prompt_tokens=24,
+    reply_tokens=24,
     texts=(
         "The cache keeps the hottest experts in fast memory, and the rest stays where it was loaded. " * 3,
         "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n" * 3,
@@ -53,6 +56,8 @@ WORKLOAD = Workload(
     sample_prompt="Hello",
 )
 N_CTX = 128
+FLOOR = "floor"
+KV_TYPES = (KvType.F16, KvType.Q4_0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Landscape:
 
     def request(self, state_dir: Path, **changes: object) -> SearchRequest:
         """A search of exactly this space."""
-        base = SearchRequest(WORKLOAD, N_CTX, state_dir, "recorded", device=DEVICE, passes=1, quality=QualityLevel.ANY)
+        base = SearchRequest(WORKLOAD, N_CTX, state_dir, "recorded", device=DEVICE, kv_types=KV_TYPES, passes=1)
         return replace(base, choices=tuple(self.choices.items()), **changes)  # type: ignore[arg-type]
 
 
@@ -75,41 +80,43 @@ class Landscape:
 _CHOICES: Mapping[str, tuple[Choice, ...]] = {
     "n_threads": (1,),
     "n_threads_batch": (1,),
-    "n_ubatch": (128,),
+    "n_ubatch": (64,),
+    "type_k": ("f16", "q4_0"),
     "type_v": ("f16",),
     "load_mode": ("mmap",),
     "flash_attn": ("auto",),
     "reserve": (1.0,),
     "prefill": ("auto",),
     "ahead": ("auto",),
-    "slots_percent": (0, 20, 40, 50, 60, 80, 100),
+    "slots_percent": (0, 10, 20, 35, 50, 65, 80, 90, 100),
     "interval_tokens": (1, 4, 16),
     "hysteresis": (1.25,),
     "promotions": (1, 4),
     "policy": ("heat", "lru"),
 }
-_SPEC = SyntheticSpec(layers=4, experts=32, used=4, embd=256, ff=192, quant="Q4_0", skew=2.1, loudness=8.0)
+_SPEC = SyntheticSpec(layers=4, experts=64, used=4, embd=256, ff=96, quant="Q4_0", skew=2.1, loudness=8.0)
+_SMALL = "vram_mib={mib},scale=0.005,launch_us=1,link_latency_us=2"
 LANDSCAPES = (
     Landscape(
         "desktop",
         "skewed routing on a fast card beside slow RAM: the cache wins",
         _SPEC,
-        "desktop,vram_mib=12,scale=0.005",
+        "desktop," + _SMALL.format(mib=8),
         _CHOICES,
     ),
     Landscape(
-        "server",
-        "eight memory channels beside a slow card: the cache loses",
-        replace(_SPEC, skew=0.9, drift=0.5),
-        "server,vram_mib=12,scale=0.005",
-        _CHOICES,
+        "flat",
+        "routing without favourites, on a card that holds half of the layers whole: the cache loses",
+        replace(_SPEC, skew=0.3, drift=0.5),
+        "desktop," + _SMALL.format(mib=10),
+        {**_CHOICES, "promotions": (4,)},
     ),
     Landscape(
         "cliff",
         "a card on which little is left beside the dense parts: the best points lie next to those that do not fit",
-        replace(_SPEC, experts=64, ff=96, skew=1.4, drift=0.2),
-        "small-card,vram_mib=10,scale=0.005",
-        {**_CHOICES, "hysteresis": (1.0, 1.5)},
+        replace(_SPEC, skew=1.4, drift=0.2),
+        "desktop," + _SMALL.format(mib=7) + ",link_gbps=12",
+        {**_CHOICES, "n_ubatch": (64, 128), "interval_tokens": (1, 16)},
     ),
 )
 
@@ -139,6 +146,7 @@ class Recording:
     trace: Trace
     choices: tuple[tuple[str, tuple[Choice, ...]], ...]
     points: tuple[Recorded, ...]
+    scores: Mapping[str, TokenScores]
 
     @cached_property
     def by_config(self) -> dict[EngineConfig, Recorded]:
@@ -155,8 +163,16 @@ class Recording:
 
     @cached_property
     def optimum(self) -> Recorded:
-        """The fastest configuration of all."""
-        return min(self.points, key=lambda point: point.true_turn_s)
+        """The fastest configuration whose KV types are near-lossless."""
+        return min((p for p in self.points if self.admits(p.config)), key=lambda point: point.true_turn_s)
+
+    def admits(self, config: EngineConfig) -> bool:
+        """Whether the recorded scores of its KV types are inside the default level."""
+        return self._report_of(config.type_k).passed
+
+    def _report_of(self, kind: KvType) -> QualityReport:
+        found, floor = (QualityFigures(summarize(self.scores[name]), None) for name in (kind, FLOOR))
+        return judge_quality(kind, KvType.F16, found, floor, SearchRequest.quality)
 
 
 RECORDING = TypeAdapter(Recording)
@@ -229,6 +245,13 @@ class Replay:
         self.engine_s += sum(replayed.tg_samples_s) + sum(replayed.warmup_samples_s) + 2 * sum(replayed.pp_samples_s)
         return replayed
 
+    def score(
+        self, base: EngineConfig, others: tuple[EngineConfig, ...], passage: Passage, *, time_limit_s: float
+    ) -> tuple[TokenScores, ...]:
+        """Recorded once, since these do not vary: for a type of K, and for f16 with another micro-batch."""
+        kinds = (FLOOR if other.n_ubatch != base.n_ubatch else other.type_k for other in others)
+        return tuple(self.recording.scores[kind] for kind in kinds)
+
     def point_of(self, config: EngineConfig) -> Recorded:
         """What answers for this configuration."""
         return self.recording.nearest(config)
@@ -268,20 +291,50 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
     request = landscape.request(folder)
     memory = memory_of(model, machine, DEVICE)
     space = build_space(model, machine.cpu, memory, request)
-    configs = every_config(space, memory)
-    outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}
     shuffled = random.Random(1)
     with EngineRunner(path, emulated) as runner:
         trace = build_trace(WORKLOAD, shape_for(WORKLOAD, N_CTX), N_CTX, runner)
+        configs = every_config(space, _taught(memory, space, trace, runner))
+        outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}
+        print(f"{landscape.name}: {len(configs)} configurations", flush=True)
         for start in range(starts):
             for group in _groups(configs):
                 runner.close()
                 for config in shuffled.sample(group, len(group)):
                     outcomes[config].append(_rounded(runner.measure(config, trace, passes=2, time_limit_s=60)))
             print(f"{landscape.name}: start {start + 1} of {starts}, {len(configs)} configurations", flush=True)
+        scores = _scores(space.default, model, runner)
     points = tuple(Recorded(config, tuple(measured)) for config, measured in outcomes.items())
     anonymous = replace(model, paths=(Path(path.name),))
-    return Recording(landscape.name, landscape.emulated, anonymous, machine, trace, request.choices, points)
+    return Recording(landscape.name, landscape.emulated, anonymous, machine, trace, request.choices, points, scores)
+
+
+def _taught(memory: MemoryModel, space: Space, trace: Trace, runner: EngineRunner) -> MemoryModel:
+    """What a search knows of memory after its baselines: the shares of the free memory are the same slots there."""
+    for baseline in fixed_baselines(space):
+        measured = runner.measure(baseline.config, trace, passes=1, time_limit_s=60)
+        if isinstance(measured, Measurement):
+            memory = memory.observe(baseline.config, measured.fast_bytes)
+    return memory
+
+
+def _scores(default: EngineConfig, model: Model, runner: EngineRunner) -> dict[str, TokenScores]:
+    """Of every type of K against f16, and of f16 with half the micro-batch."""
+    passage = quality_text(None, WORKLOAD, N_CTX, model.n_vocab, runner).in_chunks
+    base = replace(default, type_k=KvType.F16, n_ctx=passage.n_chunk)
+    variants = {str(kind): replace(base, type_k=kind) for kind in KV_TYPES}
+    variants[FLOOR] = replace(base, n_ubatch=base.n_ubatch // 2)
+    found = runner.score(base, tuple(variants.values()), passage, time_limit_s=600)
+    if isinstance(found, Failed):
+        raise RuntimeError(f"the quality could not be scored: {found.detail}")
+    return {name: _short(scores) for name, scores in zip(variants, found, strict=True)}
+
+
+def _short(scores: TokenScores) -> TokenScores:
+    """To a ten-millionth of a nat: less does not compress."""
+    return replace(
+        scores, **{name: tuple(round(x, 7) for x in getattr(scores, name)) for name in ("kld", "nll", "base_nll")}
+    )
 
 
 def _groups(configs: list[EngineConfig]) -> Iterator[list[EngineConfig]]:

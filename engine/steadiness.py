@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scipy.stats import linregress
+import numpy as np
 
 WINDOW_TOKENS = 8
 # So many windows must agree. Fewer could not tell a trend from noise.
@@ -38,6 +38,7 @@ class Steadiness:
 
 def _is_flat(values: Sequence[float], tolerance: float) -> bool:
     """The fitted line moves by less than `tolerance` over the windows, or by less than its own uncertainty."""
-    line = linregress(range(len(values)), values)
+    # Not scipy's regression: its import would take longer than the rest of an engine process's start.
+    line, covariance = np.polyfit(range(len(values)), values, 1, cov=True)
     steps = len(values) - 1
-    return bool(abs(line.slope) * steps <= max(tolerance, _STANDARD_ERRORS * line.stderr * steps))
+    return bool(abs(line[0]) * steps <= max(tolerance, _STANDARD_ERRORS * float(covariance[0, 0]) ** 0.5 * steps))
