@@ -116,7 +116,7 @@ LANDSCAPES = (
         "a card on which little is left beside the dense parts: the best points lie next to those that do not fit",
         replace(_SPEC, skew=1.4, drift=0.2),
         "desktop," + _SMALL.format(mib=7) + ",link_gbps=12",
-        {**_CHOICES, "n_ubatch": (64, 128), "interval_tokens": (1, 16)},
+        {**_CHOICES, "n_ubatch": (64, 128), "interval_tokens": (1, 16), "hysteresis": (1.0, 1.5)},
     ),
 )
 
