@@ -2,12 +2,15 @@
 
 from itertools import islice
 
+from pydantic import ValidationError
+
 from moetune.autotune.evaluate import Session
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
+from moetune.errors import ExitCode, MoetuneError
 
 # Screening noise where nothing is known of it: a candidate this much slower in its one trial may still be faster.
 _SCREENING_NOISE = 0.02
@@ -62,7 +65,14 @@ def run_finals(session: Session) -> Race | None:
 
 
 def _earlier(session: Session) -> list[Round]:
-    return [ROUND.validate_json(block) for block in session.study.blocks]
+    try:
+        return [ROUND.validate_json(block) for block in session.study.blocks]
+    except ValidationError:
+        raise MoetuneError(
+            "A round of the race that this study keeps is damaged, or of another version of moetune.",
+            "Drop the study (`moetune study list`, then `moetune study drop`), or use the version that wrote it.",
+            ExitCode.STORAGE,
+        ) from None
 
 
 def _track(session: Session) -> Track:

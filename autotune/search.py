@@ -72,6 +72,7 @@ def search(
             _trials(session)
             # One worker proves for all; the others find every measurement made.
             with study.turn("race"):
+                _noise(session)
                 _confirm(session)
                 outcome = _finals(session)
         except KeyboardInterrupt:
@@ -128,10 +129,6 @@ def _baselines(session: Session) -> None:
     session.events.phase(Phase.BASELINES, 0)
     measure_baselines(session)
     _check_budget(session)
-    session.events.phase(Phase.NOISE, 0)
-    # One worker measures it for all machines, which are alike.
-    with session.study.turn("noise"):
-        session.noise = calibrate(session)
 
 
 def _check_budget(session: Session) -> None:
@@ -148,6 +145,11 @@ def _check_budget(session: Session) -> None:
 def _trials(session: Session) -> None:
     session.events.phase(Phase.TRIALS, trials_left(session))
     measure_trials(session)
+
+
+def _noise(session: Session) -> None:
+    session.events.phase(Phase.NOISE, 0)
+    session.noise = calibrate(session)
 
 
 def _confirm(session: Session) -> None:

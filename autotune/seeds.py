@@ -15,6 +15,9 @@ from moetune.hardware import assumptions
 # Points looked at before the search by hand, one knob after the other, from the best of each sort.
 _POINTS = 400
 _ROUNDS = 3
+# A setting stays at its default unless it promises so much: predictions of less mean nothing, and other KV types have
+# their quality measured.
+_LEAST_GAIN = 0.01
 # A configuration predicted this much slower than the best is no seed, however different it is.
 _WORTH = 1.5
 # Each costs a reload; those that differ by less than a quarter of the layers count as one.
@@ -70,7 +73,9 @@ def _bare(config: EngineConfig) -> EngineConfig:
 
 
 class _Known:
-    """Predicted seconds a turn of every configuration that fits, and a point it came from."""
+    """Seconds a turn of every configuration that fits, as predicted and a little more for each setting that is not at
+    its default, and a point it came from.
+    """
 
     def __init__(self, space: Space, memory: MemoryModel, cost: CostModel) -> None:
         self._space, self._memory, self._cost = space, memory, cost
@@ -83,7 +88,8 @@ class _Known:
         if config not in self._turns:
             # The plugin without slots is a baseline, and never faster than stock.
             fits = max(self._memory.excess_bytes(config)) <= 0 and (config.cache is None or config.has_slots)
-            self._turns[config] = self._cost.turn_s(config) if fits else float("inf")
+            least = (1 + _LEAST_GAIN) ** _settings_changed(config, self._space.default)
+            self._turns[config] = self._cost.turn_s(config) * least if fits else float("inf")
             self._points[config] = point
         return self._turns[config]
 
@@ -176,6 +182,13 @@ def _placement(config: EngineConfig) -> tuple[int, int]:
 
 def _far(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return any(abs(x - y) > max(x, y) / 4 for x, y in zip(a, b, strict=True))
+
+
+def _settings_changed(config: EngineConfig, default: EngineConfig) -> int:
+    """Settings that are not at their default; where layers, experts and slots lie is no setting."""
+    packed = config.cache.repack if config.cache is not None else config.repack != default.repack or config.no_host
+    names = ("type_k", "type_v", "n_threads", "batch_threads", "n_ubatch", "load_mode", "flash_attn")
+    return packed + sum(getattr(config, name) != getattr(default, name) for name in names)
 
 
 def _differences(a: EngineConfig, b: EngineConfig) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
 from moetune.autotune.sequential import FEWEST
@@ -86,7 +87,7 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What the shortest race would take now: everybody twice a round, in fresh processes; 0 without rivals."""
+    """What noise and the shortest race would take now: everybody twice a round, in fresh processes; 0 without rivals."""
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
@@ -96,7 +97,7 @@ def _race_s(session: Session) -> float:
         return 0.0
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
     contenders = 1 + min(session.request.finalists, rivals)
-    return FEWEST * 2 * contenders * (best.wall_s + load_s)
+    return (FEWEST * contenders + NOISE_ROUNDS) * 2 * (best.wall_s + load_s)
 
 
 def _by_placement(session: Session, batch: Collection[EngineConfig]) -> list[EngineConfig]:

@@ -21,6 +21,7 @@ from statistics import median
 from pydantic import TypeAdapter
 
 from moetune.autotune.baselines import fixed_baselines
+from moetune.autotune.cost_hits import HitCurve, curve_from_routing
 from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel, memory_of
 from moetune.autotune.quality import QualityFigures, QualityReport, judge_quality
@@ -35,6 +36,8 @@ from moetune.engine.emulator import parse_emulated
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model import Model, read_model
 from moetune.engine.passage import Passage, TokenScores
+from moetune.engine.routing_pass import WorkloadTokens
+from moetune.engine.routing_pass import record as record_routing
 from moetune.engine.runner import EngineRunner, register_emulated
 from moetune.hardware.machine import Machine
 from moetune.hardware.probe import measure_machine, read_machine
@@ -147,6 +150,7 @@ class Recording:
     choices: tuple[tuple[str, tuple[Choice, ...]], ...]
     points: tuple[Recorded, ...]
     scores: Mapping[str, TokenScores]
+    hits: HitCurve
 
     @cached_property
     def by_config(self) -> dict[EngineConfig, Recorded]:
@@ -303,10 +307,21 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
                 for config in shuffled.sample(group, len(group)):
                     outcomes[config].append(_rounded(runner.measure(config, trace, passes=2, time_limit_s=60)))
             print(f"{landscape.name}: start {start + 1} of {starts}, {len(configs)} configurations", flush=True)
-        scores = _scores(space.default, model, runner)
+        passage = quality_text(None, WORKLOAD, N_CTX, model.n_vocab, runner).in_chunks
+        scores = _scores(space.default, passage, runner)
     points = tuple(Recorded(config, tuple(measured)) for config, measured in outcomes.items())
     anonymous = replace(model, paths=(Path(path.name),))
-    return Recording(landscape.name, landscape.emulated, anonymous, machine, trace, request.choices, points, scores)
+    return Recording(
+        name=landscape.name,
+        emulated=landscape.emulated,
+        model=anonymous,
+        machine=machine,
+        trace=trace,
+        choices=request.choices,
+        points=points,
+        scores=scores,
+        hits=_hits(model, path),
+    )
 
 
 def _taught(memory: MemoryModel, space: Space, trace: Trace, runner: EngineRunner) -> MemoryModel:
@@ -318,9 +333,18 @@ def _taught(memory: MemoryModel, space: Space, trace: Trace, runner: EngineRunne
     return memory
 
 
-def _scores(default: EngineConfig, model: Model, runner: EngineRunner) -> dict[str, TokenScores]:
+def _hits(model: Model, path: Path) -> HitCurve:
+    """What `moetune trace` would have recorded on the same text before the search."""
+    with EngineRunner(path) as runner:
+        tokens = quality_text(None, WORKLOAD, N_CTX, model.n_vocab, runner).in_chunks.tokens
+        workloads = (WorkloadTokens(WORKLOAD.name, tokens),)
+        return curve_from_routing(
+            record_routing(runner, EngineConfig(n_ctx=N_CTX, n_threads=1), model.fingerprint, workloads, lambda _: None)
+        )
+
+
+def _scores(default: EngineConfig, passage: Passage, runner: EngineRunner) -> dict[str, TokenScores]:
     """Of every type of K against f16, and of f16 with half the micro-batch."""
-    passage = quality_text(None, WORKLOAD, N_CTX, model.n_vocab, runner).in_chunks
     base = replace(default, type_k=KvType.F16, n_ctx=passage.n_chunk)
     variants = {str(kind): replace(base, type_k=kind) for kind in KV_TYPES}
     variants[FLOOR] = replace(base, n_ubatch=base.n_ubatch // 2)

@@ -18,11 +18,14 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from landscapes import FOLDER, LANDSCAPES, Recording, read
+from landscapes import FOLDER, LANDSCAPES, N_CTX, WORKLOAD, Recording, read
 from search_arms import ARMS, TRIALS, Arm, Outcome, World, moetune_alike, moetune_cold
 from tabulate import tabulate
 
+from moetune.autotune.cost import cost_model
+from moetune.autotune.trace import shape_for
 from moetune.engine.config import EngineConfig
+from moetune.engine.measurement import Measurement
 
 SEEDS = 50
 WITHIN = 1.03
@@ -42,6 +45,7 @@ class Score:
     regret: float
     beside_baseline: float | None
     out_of_memory: int
+    outside_gate: bool
     named_winner: bool
     regrets: tuple[float, ...]
 
@@ -90,6 +94,7 @@ def _scored(job: tuple[str, str, int], recording: Recording, outcome: Outcome) -
         regret=regret_of(outcome.chosen),
         beside_baseline=beside,
         out_of_memory=outcome.out_of_memory,
+        outside_gate=outcome.chosen is not None and not recording.admits(outcome.chosen),
         named_winner=outcome.named_winner,
         regrets=regrets,
     )
@@ -119,7 +124,27 @@ def figures(scores: Sequence[Score]) -> list[Figure]:
             1,
         ),
         Figure("launches out of memory", sum(s.out_of_memory for s in ours), 0),
+        Figure("choices outside the quality gate", sum(s.outside_gate for s in ours), 0),
+        Figure(
+            "cost model before any trial: median error of tg, %",
+            100 * median(error for name in dict.fromkeys(s.landscape for s in scores) for error in tg_errors(name)),
+            15,
+        ),
     ]
+
+
+def tg_errors(landscape: str) -> list[float]:
+    """Of every configuration that runs: how far the speed predicted from probe and routing is from the recorded one."""
+    world = world_of(landscape)
+    recording = world.recording
+    shape = shape_for(WORKLOAD, N_CTX)
+    cost = cost_model(recording.model, recording.machine, world.memory, shape, recording.hits)
+    errors = []
+    for point in recording.points:
+        speeds = [start.tg_tps for start in point.starts if isinstance(start, Measurement)]
+        if speeds:
+            errors.append(abs(cost.predict(point.config).tg_tps / median(speeds) - 1))
+    return errors
 
 
 def _of(scores: Sequence[Score], name: str) -> list[Score]:

@@ -19,7 +19,7 @@ from moetune.autotune.baselines import offloads
 from moetune.autotune.events import Silent
 from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel, memory_of
-from moetune.autotune.race import Rules
+from moetune.autotune.record import Origin
 from moetune.autotune.search import search
 from moetune.autotune.space import Space, build_space
 from moetune.engine.config import EngineConfig
@@ -40,7 +40,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm on one landscape with one seed. chosen: None where it found nothing that runs."""
+    """One arm on one landscape with one seed. chosen: None where it found nothing that runs. baseline: the fastest in
+    truth of those measured; None where an arm has none.
+    """
 
     steps: tuple[Step, ...]
     chosen: EngineConfig | None
@@ -165,17 +167,12 @@ def still() -> Conditions:
 def _searched(world: World, replay: Replay, seed: int) -> Outcome:
     watched = _Watched(replay)
     with tempfile.TemporaryDirectory() as folder:
-        request = world.landscape.request(Path(folder), n_trials=TRIALS, patience=TRIALS, seed=seed, rules=Rules())
+        request = world.landscape.request(Path(folder), n_trials=TRIALS, seed=seed, hits=world.recording.hits)
         result = search(request, watched, world.recording.machine, world.recording.model, Silent(), still)
     verdict = result.verdict
-    return Outcome(
-        tuple(watched.steps), verdict.config, _baseline_of(result.race), replay.out_of_memory, verdict.proven
-    )
-
-
-def _baseline_of(race: object) -> EngineConfig | None:
-    incumbent = getattr(race, "incumbent", None)
-    return incumbent if isinstance(incumbent, EngineConfig) else None
+    baselines = [record.config for record in result.records if record.origin is Origin.BASELINE]
+    best = min(baselines, key=lambda config: world.recording.nearest(config).true_turn_s)
+    return Outcome(tuple(watched.steps), verdict.config, best, replay.out_of_memory, verdict.proven)
 
 
 class _Watched:
@@ -193,6 +190,9 @@ class _Watched:
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return self._replay.tokenize(text)
+
+    def score(self, base, others, passage, *, time_limit_s):  # type: ignore[no-untyped-def]  # as Scorer's
+        return self._replay.score(base, others, passage, time_limit_s=time_limit_s)
 
     def measure(self, config, trace, *, passes, time_limit_s):  # type: ignore[no-untyped-def]  # as Runner's
         outcome = self._replay.measure(config, trace, passes=passes, time_limit_s=time_limit_s)

@@ -25,7 +25,6 @@ from world import gpu, machine_with, memory_of, request_for, runner_for, still
 from moetune.autotune.baselines import LOOKS
 from moetune.autotune.events import Silent
 from moetune.autotune.identity import identity_of
-from moetune.autotune.noise import ROUNDS
 from moetune.autotune.open_study import open_study
 from moetune.autotune.race import Rules
 from moetune.autotune.record import Origin, TrialRecord
@@ -42,7 +41,7 @@ from moetune.engine.measurement import Failed, FailureReason
 from moetune.errors import ExitCode, MoetuneError
 
 # Calls of the engine until the first trial: four baselines, then the best twice in each A/A round.
-AFTER_NOISE = 4 + 2 * ROUNDS
+BASELINES = 4
 HERE = Path(__file__).parent
 LIMIT_S = 240.0
 _numbers = count()
@@ -356,7 +355,7 @@ def test_what_was_measured_while_the_database_was_away_is_sent_later(server: Ser
     """The search ends with one message; the last measurement waits in a file, and reaches the study."""
 
     def pull_the_plug(calls: int) -> None:
-        if calls == AFTER_NOISE + 2:
+        if calls == BASELINES + 2:
             server.stop()
 
     request = request_on(url, tmp_path / "a")

@@ -15,7 +15,6 @@ from world import gpu, machine_with, memory_of, moe_model, request_for, runner_f
 from moetune.autotune.baselines import LOOKS
 from moetune.autotune.events import Silent
 from moetune.autotune.journal import exclusive
-from moetune.autotune.noise import ROUNDS
 from moetune.autotune.record import NotLaunched, Origin, TrialRecord, to_optuna
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
@@ -29,8 +28,6 @@ from moetune.profiles.schema import read_profile, to_yaml
 MACHINE, MODEL = machine_with(gpu(900)), moe_model()
 LANDSCAPE = Landscape(noise=0.02)
 BASELINES = 4
-# Calls of the engine until the first trial: the baselines, then the best of them twice in each A/A round.
-AFTER_NOISE = BASELINES + 2 * ROUNDS
 
 
 def run(request: SearchRequest, runner: FakeRunner | None = None) -> SearchResult:
@@ -57,7 +54,7 @@ def journal_of(request: SearchRequest) -> Path:
 
 def test_ctrl_c_keeps_what_was_measured(request_: SearchRequest) -> None:
     """The result has the finished trials, says interrupted, claims nothing and leaves no profile."""
-    result = run(request_, interrupted_after(AFTER_NOISE + 3))
+    result = run(request_, interrupted_after(BASELINES + 3))
     assert result.interrupted
     assert len(result.records) == BASELINES + 3
     assert result.verdict.kind is VerdictKind.INTERRUPTED
@@ -110,21 +107,21 @@ def killed_search(request: SearchRequest, calls: int) -> None:
 
 def test_a_killed_search_resumes_with_every_finished_trial(request_: SearchRequest) -> None:
     """kill -9 in the sixth trial: five are kept, the sixth is marked dead, the lock is free."""
-    process = multiprocessing.get_context("fork").Process(target=killed_search, args=(request_, AFTER_NOISE + 1))
+    process = multiprocessing.get_context("fork").Process(target=killed_search, args=(request_, BASELINES + 1))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     runner = runner_for(MACHINE, MODEL, LANDSCAPE)
     result = run(request_, runner)
     # The A/A rounds have numbers too, and the one between the last two is the one that was killed.
-    assert [record.number for record in result.records[:6]] == [0, 1, 2, 3, 4 + ROUNDS, 6 + ROUNDS]
+    assert [record.number for record in result.records[:6]] == [0, 1, 2, 3, 4, 6]
     assert result.verdict.kind is VerdictKind.CACHE_WINS
     assert result.records[4].config not in runner.launched[:1]
 
 
 def test_half_a_written_line_loses_nothing_that_was_finished(request_: SearchRequest) -> None:
     """A journal cut in the middle of its last line is repaired, and the torn piece set aside."""
-    first = run(request_, interrupted_after(AFTER_NOISE + 2))
+    first = run(request_, interrupted_after(BASELINES + 2))
     journal = journal_of(request_)
     with journal.open("ab") as file:
         file.write(b'{"op_code":5,"worker_id":"x","tri')
