@@ -87,7 +87,7 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise and the shortest race would take now: everybody twice a round, in fresh processes; 0 without rivals."""
+    """What noise and the shortest race would take: everybody twice a round, in fresh processes; 0 without rivals."""
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
