@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import product, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -378,24 +380,32 @@ def _rounded(outcome: Measurement | Failed) -> Measurement | Failed:
     )
 
 
+def keep(name: str, starts: int) -> str:
+    """Record one landscape into the repository; what came of it, in a line."""
+    landscape = next(entry for entry in LANDSCAPES if entry.name == name)
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        recording = record(landscape, Path(folder), starts)
+    (FOLDER / f"{name}.json.gz").write_bytes(gzip.compress(RECORDING.dump_json(recording), mtime=0))
+    best, took_s = recording.optimum, time.monotonic() - began_s
+    return (
+        f"{name}: {len(recording.points)} configurations in {took_s:,.0f} s; "
+        f"optimum {best.true_turn_s * 1000:.1f} ms a turn: {best.config}"
+    )
+
+
 def main() -> int:
-    """Record all landscapes, or those named, one process each: what ggml has registered stays registered."""
+    """Record all landscapes, or those named."""
+    names = [entry.name for entry in LANDSCAPES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="LANDSCAPE")
+    parser.add_argument("names", nargs="*", metavar="LANDSCAPE", choices=[*names, []], default=[])
     parser.add_argument("--starts", type=int, default=STARTS)
     options = parser.parse_args()
-    wanted = [entry for entry in LANDSCAPES if not options.names or entry.name in options.names]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for landscape in wanted:
-        began_s = time.monotonic()
-        with tempfile.TemporaryDirectory() as name:
-            recording = record(landscape, Path(name), options.starts)
-        (FOLDER / f"{landscape.name}.json.gz").write_bytes(gzip.compress(RECORDING.dump_json(recording), mtime=0))
-        best = recording.optimum
-        print(
-            f"{landscape.name}: {len(recording.points)} configurations in {time.monotonic() - began_s:,.0f} s; "
-            f"optimum {best.true_turn_s * 1000:.1f} ms a turn: {best.config}"
-        )
+    # A process each: an emulated machine that ggml has registered stays registered.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for line in pool.map(keep, options.names or names, repeat(options.starts)):
+            print(line, flush=True)
     return 0
 
 
