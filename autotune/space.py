@@ -252,7 +252,9 @@ def _restricted(knobs: list[Knob], allowed: dict[str, tuple[Choice, ...]]) -> tu
 
 def _default(model: Model, cpu: Cpu, request: SearchRequest, tier: FastTier | None) -> EngineConfig:
     of_k, of_v = kv_choices(model, request.kv_types), kv_choices(model, request.kv_types, of_v=True)
-    ubatches = ubatch_choices(request.n_ctx, request.workload.prompt_tokens)
+    sizes = ubatch_choices(request.n_ctx, request.workload.prompt_tokens)
+    allowed = dict(request.choices).get("n_ubatch", sizes)
+    ubatches = [size for size in sizes if size in allowed]
     same = model.is_mla and of_v[0]
     return EngineConfig(
         n_ctx=request.n_ctx,
