@@ -92,7 +92,8 @@ def promote_best_stock(session: Session, rival: TrialRecord) -> None:
     baseline = session.best_baseline
     if not rival.config.has_slots:
         return
-    bar = baseline.turn_s if baseline is not None and baseline.turn_s is not None else math.inf
+    # A lucky trial must not take a baseline's place.
+    bar = baseline.turn_s / (1 + session.screening_noise) if baseline and baseline.turn_s is not None else math.inf
     stock = [r for r in session.study.records if r.origin is not Origin.BASELINE and not r.config.has_slots]
     faster = [r for r in stock if r.turn_s is not None and r.turn_s < bar]
     best = next(session.admitted(sorted(faster, key=lambda r: (r.turn_s, r.number))), None)

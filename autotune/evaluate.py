@@ -20,6 +20,9 @@ from moetune.hardware.conditions import Conditions, read_conditions
 
 # A disk or network share that gives less is too slow to search on.
 _SLOWEST_LOAD_BYTES_S = 50e6
+# Where nothing is known of a machine's noise.
+_SCREENING_NOISE = 0.02
+_STANDARD_ERRORS = 2.0
 
 
 @dataclass
@@ -71,6 +74,12 @@ class Session:
     def admitted(self, records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
         """Those inside the quality gate, in their order; measures the KV types of no more than are taken."""
         return (record for record in records if self.gate.admits(record.config).passed)
+
+    @property
+    def screening_noise(self) -> float:
+        """By how much two single trials of equal configurations may well differ, relatively."""
+        known = self.noise.of_one if self.noise else 0.0
+        return max(_SCREENING_NOISE, _STANDARD_ERRORS * math.sqrt(2) * known)
 
     def find(self, config: EngineConfig) -> TrialRecord | None:
         """An earlier trial of exactly this configuration, in this search or the one it resumes."""

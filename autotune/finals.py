@@ -1,6 +1,6 @@
 """Who races whom."""
 
-from itertools import islice
+import math
 
 from pydantic import ValidationError
 
@@ -11,10 +11,6 @@ from moetune.autotune.record import Origin, TrialRecord
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
 from moetune.errors import ExitCode, MoetuneError
-
-# Screening noise where nothing is known of it: a candidate this much slower in its one trial may still be faster.
-_SCREENING_NOISE = 0.02
-_STANDARD_ERRORS = 2.0
 
 
 def calibrate(session: Session) -> Noise | None:
@@ -32,17 +28,28 @@ def calibrate(session: Session) -> Noise | None:
 
 
 def finalists(session: Session) -> tuple[TrialRecord, ...]:
-    """The best trials that are no baseline and could still beat the best one."""
+    """The best trials that are no baseline and could still beat the best one; besides the fastest of them only those
+    that noise alone may have kept from being it.
+    """
     baseline = session.best_baseline
     if baseline is None or baseline.turn_s is None:
         return ()
-    noise = max(_SCREENING_NOISE, _STANDARD_ERRORS * session.noise.of_one if session.noise else 0.0)
-    bar = baseline.turn_s * (1 + noise)
+    within = 1 + session.screening_noise
     baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
-    rivals = [r for r in session.study.records if r.config not in baselines and r.turn_s is not None]
-    rivals.sort(key=lambda record: (record.turn_s, record.number))
-    near = (r for r in rivals if r.turn_s is not None and r.turn_s <= bar)
-    return tuple(islice(session.admitted(near), session.request.finalists))
+    rivals = [
+        (record.turn_s, record.number, record)
+        for record in session.study.records
+        if record.turn_s is not None and record.turn_s <= within * baseline.turn_s and record.config not in baselines
+    ]
+    found: list[TrialRecord] = []
+    fastest_s = math.inf
+    for turn_s, _, record in sorted(rivals):
+        if len(found) == session.request.finalists or turn_s > within * fastest_s:
+            break
+        if session.gate.admits(record.config).passed:
+            found.append(record)
+            fastest_s = min(fastest_s, turn_s)
+    return tuple(found)
 
 
 def run_finals(session: Session) -> Race | None:

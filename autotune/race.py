@@ -122,6 +122,8 @@ class Race:
 
 
 ROUND = TypeAdapter(Round)
+# Of dropping a candidate that is faster than the leader by more than the margin: it costs speed, and names nobody.
+_DROP_RISK = 0.2
 
 
 @dataclass
@@ -274,7 +276,7 @@ class _Scores:
     def _is_outrun(self, rival: _Rival, leader: _Rival, least: float) -> bool:
         ours, theirs = self.gains(rival.config), self.gains(leader.config)
         differences = [ours[i] - theirs[i] for i in ours.keys() & theirs.keys()]
-        return bounds(differences, self.alpha)[1] < least
+        return bounds(differences, _DROP_RISK)[1] < least
 
     def _stalls(self, rival: _Rival) -> bool:
         slow = [entry.log_slow_gain(arm) for _, entry, arm in self._valid(rival.config)]

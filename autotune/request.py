@@ -47,7 +47,7 @@ class SearchRequest:
     incumbent_factor: float = 3.0
     budget_s: float | None = None
     patience: int = 12
-    finalists: int = 3
+    finalists: int = 6
     rules: Rules = Rules()
     hits: HitCurve | None = None
     allow_overcommit: bool = False

@@ -92,6 +92,11 @@ def tpe(world: World, seed: int) -> Outcome:
     return _sampled(world, seed, TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS))
 
 
+def tpe_cold(world: World, seed: int) -> Outcome:
+    """The same with a process of its own for every trial."""
+    return _sampled(world, seed, TPESampler(seed=seed, n_startup_trials=_STARTUP_TRIALS), cold=True)
+
+
 def gaussian_process(world: World, seed: int) -> Outcome:
     """Optuna's Gaussian process (needs PyTorch)."""
     return _sampled(world, seed, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP_TRIALS))
