@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(shell find engine/native -type f)
 
-.PHONY: demo test test-slow soak bench lint clean postgres
+.PHONY: demo test test-slow soak bench bench-search lint clean postgres
 
 # The main job on the demo model and an emulated accelerator: nothing here needs a GPU, and every figure says so.
 DEMO    = $(shell $(BIN)/python -m moetune.demo)
@@ -43,6 +43,10 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
+
+# Replays recorded landscapes, about 20 minutes on two cores; the GP arm needs '.[gp]'.
+bench-search: $(STAMP)
+	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json --figure docs/figures/search.png
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,6 +47,7 @@ from moetune.profiles.workload import Workload
 
 FOLDER = Path(__file__).parent / "results" / "landscapes"
 STARTS = 5
+_LESSONS = 2
 DEVICE = "EMU0"
 WORKLOAD = Workload(
     name="replay",
@@ -111,10 +112,17 @@ LANDSCAPES = (
     ),
     Landscape(
         "flat",
-        "routing without favourites, on a card that holds half of the layers whole: the cache loses",
+        "routing without favourites, on a card that holds half of the layers whole: the cache gains next to nothing",
         replace(_SPEC, skew=0.3, drift=0.5),
         "desktop," + _SMALL.format(mib=10),
         {**_CHOICES, "promotions": (4,)},
+    ),
+    Landscape(
+        "server",
+        "eight memory channels: everything the card does costs more than it saves, and the cache loses",
+        replace(_SPEC, skew=0.9, drift=0.5),
+        "server," + _SMALL.format(mib=8) + ",device_gbps=1008",
+        _CHOICES,
     ),
     Landscape(
         "cliff",
@@ -297,21 +305,17 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
     request = landscape.request(folder)
     memory = memory_of(model, machine, DEVICE)
     space = build_space(model, machine.cpu, memory, request)
-    shuffled = random.Random(1)
+    points: dict[EngineConfig, Recorded] = {}
     with EngineRunner(path, emulated) as runner:
         trace = build_trace(WORKLOAD, shape_for(WORKLOAD, N_CTX), N_CTX, runner)
-        configs = every_config(space, _taught(memory, space, trace, runner))
-        outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}
-        print(f"{landscape.name}: {len(configs)} configurations", flush=True)
-        for start in range(starts):
-            for group in _groups(configs):
-                runner.close()
-                for config in shuffled.sample(group, len(group)):
-                    outcomes[config].append(_rounded(runner.measure(config, trace, passes=2, time_limit_s=60)))
-            print(f"{landscape.name}: start {start + 1} of {starts}, {len(configs)} configurations", flush=True)
+        # What trials teach of memory makes room for more slots, and other slots of the same shares of it.
+        for _ in range(_LESSONS):
+            new = [config for config in every_config(space, memory) if config not in points]
+            print(f"{landscape.name}: {len(new)} configurations, {starts} starts", flush=True)
+            points |= _measured(new, trace, starts, runner)
+            memory = _taught(memory, points.values())
         passage = quality_text(None, WORKLOAD, N_CTX, model.n_vocab, runner).in_chunks
         scores = _scores(space.default, passage, runner)
-    points = tuple(Recorded(config, tuple(measured)) for config, measured in outcomes.items())
     anonymous = replace(model, paths=(Path(path.name),))
     return Recording(
         name=landscape.name,
@@ -320,18 +324,32 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
         machine=machine,
         trace=trace,
         choices=request.choices,
-        points=points,
+        points=tuple(points.values()),
         scores=scores,
         hits=_hits(model, path),
     )
 
 
-def _taught(memory: MemoryModel, space: Space, trace: Trace, runner: EngineRunner) -> MemoryModel:
-    """What a search knows of memory after its baselines: the shares of the free memory are the same slots there."""
-    for baseline in fixed_baselines(space):
-        measured = runner.measure(baseline.config, trace, passes=1, time_limit_s=60)
-        if isinstance(measured, Measurement):
-            memory = memory.observe(baseline.config, measured.fast_bytes)
+def _measured(
+    configs: list[EngineConfig], trace: Trace, starts: int, runner: EngineRunner
+) -> dict[EngineConfig, Recorded]:
+    """Each configuration in `starts` processes, with all of its placement in random order."""
+    shuffled = random.Random(1)
+    outcomes: dict[EngineConfig, list[Measurement | Failed]] = {config: [] for config in configs}
+    for _ in range(starts):
+        for group in _groups(configs):
+            runner.close()
+            for config in shuffled.sample(group, len(group)):
+                outcomes[config].append(_rounded(runner.measure(config, trace, passes=2, time_limit_s=60)))
+    return {config: Recorded(config, tuple(measured)) for config, measured in outcomes.items()}
+
+
+def _taught(memory: MemoryModel, points: Iterable[Recorded]) -> MemoryModel:
+    """What a search would know of memory after these."""
+    for point in points:
+        first, planned = point.starts[0], point.config.cache.slots if point.config.cache else 0
+        if isinstance(first, Measurement) and first.slots == planned:
+            memory = memory.observe(point.config, first.fast_bytes)
     return memory
 
 
