@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -208,30 +209,30 @@ def _differences(a: EngineConfig, b: EngineConfig) -> int:
 
 
 def _varied(space: Space, picks: list[EngineConfig], at: int) -> Iterator[EngineConfig]:
-    """From eager to patient: how fast the residents of the slots may change. at: how many were tried before."""
+    """How fast the residents of the slots may change, and how misses are laid out, another way in each pick; the usual
+    way first. at: how many were tried before.
+    """
     # A static set needs slots that recorded routing has filled; the sampler may try it.
     choices = [tuple(c for c in space.choices(name) if c != Policy.STATIC) for name in _POLICY_KNOBS]
+    ways = list(product(*choices, space.choices("repack") or (False,)))
+    ways = [ways[i] for i in np.random.default_rng(0).permutation(len(ways))]
+    usual = (*(getattr(CacheKnobs(slots=1), name) for name in _POLICY_KNOBS), False)
+    ways.sort(key=lambda way: way != usual)
     for config in picks:
-        if config.cache is None or not config.has_slots or not all(choices):
+        if config.cache is None or not config.has_slots or not ways:
             yield config
             continue
-        strides = zip(_STRIDES, choices, strict=True)
-        interval, hysteresis, promotions, policy = (
-            of[(stride * at + len(of) // 3) % len(of)] for stride, of in strides
-        )
+        interval, hysteresis, promotions, policy, repack = ways[at % len(ways)]
         knobs = replace(
             config.cache,
             interval_tokens=int(interval),
             hysteresis=float(hysteresis),
             promotions=int(promotions),
             policy=Policy(str(policy)),
+            repack=bool(repack),
         )
         at += 1
         yield replace(config, cache=knobs)
-
-
-# Steps through the choices of each policy knob, so that neighbours among the picks differ in all of them.
-_STRIDES = (3, 2, 1, 1)
 
 
 def _by_placement(configs: Iterable[EngineConfig]) -> tuple[EngineConfig, ...]:

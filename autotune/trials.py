@@ -2,7 +2,10 @@
 
 from collections.abc import Collection
 
+import numpy as np
+
 from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.neighbours import neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
@@ -14,6 +17,10 @@ from moetune.engine.config import EngineConfig
 _MOST_FRUITLESS = 25
 # Proposals asked for at once and run ordered by placement, so that the model is loaded less often.
 _BATCH = 4
+# Of them and of the best trial's neighbours in turn.
+_STEPS = 4
+# What the cost model is asked for: more of what it expects most of would only be more alike.
+_MOST_SEEDS = 8
 
 
 def measure_trials(session: Session) -> None:
@@ -21,6 +28,9 @@ def measure_trials(session: Session) -> None:
     _evaluate_seeds(session)
     fruitless = 0
     while _may_sample(session) and fruitless < _MOST_FRUITLESS:
+        _evaluate_neighbours(session)
+        if not _may_sample(session):
+            break
         batch, repeated = _proposals(session)
         fruitless += repeated
         for config in _by_placement(session, batch):
@@ -29,6 +39,23 @@ def measure_trials(session: Session) -> None:
                 continue
             launched = session.run(batch[config].number, config, batch[config].origin).launched
             fruitless = 0 if launched else fruitless + 1
+
+
+def _evaluate_neighbours(session: Session) -> None:
+    """A step or two from the best trial so far; most need no reload."""
+    best = fastest(session.gate.admissible(_tried(session)))
+    if best is None:
+        return
+    known = {record.config for record in session.study.records}
+    beside = [config for config in neighbours(session.space, session.memory, best.config) if config not in known]
+    live = [config for config in beside if config.placement == best.config.placement] or beside
+    # In an order of its own each time, so that no knob is favoured; the same again when a search is repeated.
+    order = np.random.default_rng(session.request.seed + len(known)).permutation(len(live))
+    for i in order[: _STEPS if session.study.alone else 1]:
+        if not _may_sample(session):
+            return
+        if not session.study.runs_elsewhere(live[i]):
+            session.evaluate(live[i], Origin.SAMPLER)
 
 
 def _may_sample(session: Session) -> bool:
@@ -111,7 +138,7 @@ def _evaluate_seeds(session: Session) -> None:
     """A resumed search knows more about memory and would propose other slots: it only completes the number."""
     if any(record.origin is Origin.SAMPLER for record in session.study.records):
         return
-    wanted = max(1, session.request.n_trials // 2)
+    wanted = max(1, min(_MOST_SEEDS, session.request.n_trials // 2))
     while may_try(session):
         tried = {record.config for record in session.study.records}
         done = sum(record.origin is Origin.SEED and record.launched for record in session.study.records)
