@@ -189,7 +189,8 @@ def _settings_changed(config: EngineConfig, default: EngineConfig) -> int:
     """Settings that are not at their default; where layers, experts and slots lie is no setting."""
     packed = config.cache.repack if config.cache is not None else config.repack != default.repack or config.no_host
     names = ("type_k", "type_v", "n_threads", "batch_threads", "n_ubatch", "load_mode", "flash_attn")
-    return int(packed) + sum(getattr(config, name) != getattr(default, name) for name in names)
+    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
+    return len(changed) + int(packed)
 
 
 def _differences(a: EngineConfig, b: EngineConfig) -> int:

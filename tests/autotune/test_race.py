@@ -126,7 +126,7 @@ def test_hopeless_candidates_are_dropped() -> None:
     """One that is half as fast does not take part to the end."""
     result = run(Machine(3, {RIVALS[0]: 0.5, RIVALS[1]: 1.03}), RIVALS[:2])
     slow, fast = result.arms
-    assert slow.standing is Standing.NO_GAIN
+    assert slow.standing in (Standing.NO_GAIN, Standing.OUTRUN)
     assert slow.rounds < fast.rounds
 
 
