@@ -23,8 +23,8 @@ BEST_STOCK = "stock, best found"
 _MOST_STEPS_DOWN = 2
 # One disturbed measurement must not choose the baseline of the side-by-side: contenders get so many looks each.
 LOOKS = 3
-_SECOND_LOOK_WITHIN = 4.0
-_CONTENDER_WITHIN = 1.5
+_SECOND_LOOK_WITHIN = 1.5
+_CONTENDER_WITHIN = 1.15
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,14 @@ def confirm_best_baseline(session: Session) -> None:
         for name, config in _contenders(session, best.turn_s * within):
             if sum(r.config == config for r in _measured_baselines(session)) < look:
                 session.evaluate(config, Origin.BASELINE, name)
+
+
+def further_looks(session: Session) -> int:
+    """How many measurements `confirm_best_baseline` would take now."""
+    best = session.best_baseline
+    if best is None or best.turn_s is None:
+        return 0
+    return sum(len(_contenders(session, best.turn_s * w)) for w in (_SECOND_LOOK_WITHIN, _CONTENDER_WITHIN))
 
 
 def _contenders(session: Session, bar_s: float) -> list[tuple[str, EngineConfig]]:

@@ -4,8 +4,9 @@ from collections.abc import Collection
 
 import numpy as np
 
+from moetune.autotune.baselines import further_looks
 from moetune.autotune.evaluate import Session, fastest
-from moetune.autotune.neighbours import neighbours
+from moetune.autotune.neighbours import filled, neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
@@ -21,6 +22,7 @@ _BATCH = 4
 _STEPS = 4
 # What the cost model is asked for: more of what it expects most of would only be more alike.
 _MOST_SEEDS = 8
+_FAR_MORE = 1.5
 
 
 def measure_trials(session: Session) -> None:
@@ -42,11 +44,15 @@ def measure_trials(session: Session) -> None:
 
 
 def _evaluate_neighbours(session: Session) -> None:
-    """A step or two from the best trial so far; most need no reload."""
+    """The best trial so far with all the slots that fit, then steps from it; most need no reload."""
     best = fastest(session.gate.admissible(_tried(session)))
     if best is None:
         return
     known = {record.config for record in session.study.records}
+    full = filled(session.space, session.memory, best.config)
+    if full not in known and not session.study.runs_elsewhere(full):
+        session.evaluate(full, Origin.SAMPLER)
+        return
     beside = [config for config in neighbours(session.space, session.memory, best.config) if config not in known]
     live = [config for config in beside if config.placement == best.config.placement] or beside
     # In an order of its own each time, so that no knob is favoured; the same again when a search is repeated.
@@ -114,17 +120,24 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise and the shortest race would take: everybody twice a round, in fresh processes; 0 without rivals."""
+    """What noise, the baselines' further looks and the shortest race would take, mostly in fresh processes; 0 without
+    rivals.
+    """
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
-    bar_s = baseline.turn_s
-    rivals = sum(record.turn_s is not None and record.turn_s < bar_s for record in _tried(session))
+    tried = [record.turn_s for record in _tried(session) if record.turn_s is not None]
+    bar_s = min(baseline.turn_s, (best.turn_s or 0.0) * (1 + session.screening_noise))
+    rivals = sum(turn_s <= bar_s for turn_s in tried)
     if not rivals:
         return 0.0
-    load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
     contenders = 1 + min(session.request.finalists, rivals)
-    return (FEWEST * contenders + NOISE_ROUNDS) * 2 * (best.wall_s + load_s)
+    looks = further_looks(session)
+    measurements = 2 * (FEWEST * contenders + NOISE_ROUNDS) + looks
+    loads = FEWEST * (2 * contenders - 1) + NOISE_ROUNDS + looks
+    load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
+    own_load_s = best.measurement.load_s if best.measurement else 0.0
+    return measurements * (best.wall_s - own_load_s) + loads * load_s
 
 
 def _by_placement(session: Session, batch: Collection[EngineConfig]) -> list[EngineConfig]:
@@ -156,9 +169,18 @@ def _evaluate_seeds(session: Session) -> None:
             # One that another worker is at comes back by itself if that worker dies.
             if may_try(session) and not session.study.runs_elsewhere(config) and session.find(config) is None:
                 session.evaluate(config, Origin.SEED)
+                _evaluate_filled(session, config)
         if len(session.study.records) == len(tried):
             break
     _evaluate_combination(session)
+
+
+def _evaluate_filled(session: Session, config: EngineConfig) -> None:
+    """Once more where that trial taught that far more slots fit than it was given; needs no reload."""
+    full = filled(session.space, session.memory, config)
+    before, now = (c.cache.slots if c.cache is not None else 0 for c in (config, full))
+    if now >= _FAR_MORE * before > 0 and may_try(session) and session.find(full) is None:
+        session.evaluate(full, Origin.SEED)
 
 
 def _evaluate_combination(session: Session) -> None:
