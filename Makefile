@@ -44,8 +44,9 @@ soak: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
 
-# Replays recorded landscapes, about 20 minutes on two cores; the GP arm needs '.[gp]'.
+# Replays recorded landscapes, about 20 minutes on two cores; recording them takes an hour. The GP arm needs '.[gp]'.
 bench-search: $(STAMP)
+	ls benchmarks/results/landscapes/*.json.gz >/dev/null 2>&1 || $(BIN)/python benchmarks/landscapes.py
 	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json --figure docs/figures/search.png
 
 lint: $(STAMP)
