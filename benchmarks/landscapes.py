@@ -48,13 +48,14 @@ from moetune.profiles.workload import Workload
 FOLDER = Path(__file__).parent / "results" / "landscapes"
 STARTS = 5
 _LESSONS = 2
+_SLOT_STEP = 2
 DEVICE = "EMU0"
 WORKLOAD = Workload(
     name="replay",
     description="A short request",
     depth_tokens=0,
     prompt_tokens=24,
-    reply_tokens=24,
+    reply_tokens=64,
     texts=(
         "The cache keeps the hottest experts in fast memory, and the rest stays where it was loaded. " * 3,
         "def read_lines(path):\n    with open(path) as file:\n        return [line.rstrip() for line in file]\n" * 3,
@@ -94,8 +95,7 @@ _CHOICES: Mapping[str, tuple[Choice, ...]] = {
     "reserve": (1.0,),
     "prefill": ("auto",),
     "ahead": ("auto",),
-    "slots_percent": (0, 10, 20, 35, 50, 65, 80, 90, 100),
-    "interval_tokens": (1, 4, 16),
+    "interval_tokens": (1, 8),
     "hysteresis": (1.25,),
     "promotions": (1, 4),
     "policy": ("heat", "lru"),
@@ -129,7 +129,7 @@ LANDSCAPES = (
         "a card on which little is left beside the dense parts: the best points lie next to those that do not fit",
         replace(_SPEC, skew=1.4, drift=0.2),
         "desktop," + _SMALL.format(mib=7) + ",link_gbps=12",
-        {**_CHOICES, "n_ubatch": (64, 128), "interval_tokens": (1, 16), "hysteresis": (1.0, 1.5)},
+        {**_CHOICES, "n_ubatch": (64, 128)},
     ),
 )
 
@@ -221,12 +221,24 @@ def read(name: str) -> Recording:
 
 
 def every_config(space: Space, memory: MemoryModel) -> list[EngineConfig]:
-    """All configurations of the space and the baselines, each once; those of one placement together."""
-    points = product(*(knob.choices for knob in space.knobs))
+    """All configurations of the space and the baselines, each once; those of one placement together.
+
+    Of numbers of slots every second one that fits, and the largest: a search comes to whatever its memory allows.
+    """
+    ends = {knob.name: knob.choices if knob.name != "slots_percent" else knob.choices[-1:] for knob in space.knobs}
+    points = product(*ends.values())
     encoded = ({k.name: k.encode(v) for k, v in zip(space.knobs, values, strict=True)} for values in points)
+    full = (space.config_of(params, memory) for params in encoded)
     baselines = [baseline.config for baseline in fixed_baselines(space)]
-    configs = dict.fromkeys([*(space.config_of(params, memory) for params in encoded), *baselines])
+    configs = dict.fromkeys([*(config for most in full for config in _with_fewer_slots(most)), *baselines])
     return sorted(configs, key=lambda config: repr(config.placement))
+
+
+def _with_fewer_slots(config: EngineConfig) -> Iterator[EngineConfig]:
+    yield config
+    if config.cache is not None:
+        for slots in range(_SLOT_STEP, config.cache.slots, _SLOT_STEP):
+            yield replace(config, cache=replace(config.cache, slots=slots))
 
 
 @dataclass
