@@ -22,7 +22,7 @@ def calibrate(session: Session) -> Noise | None:
     if noise is not None:
         session.events.note(
             f"Noise: {noise.within:.1%} within a process, {noise.between:.1%} between processes; the race can tell "
-            f"effects from {noise.smallest_effect:.1%} on."
+            f"effects from {noise.smallest_effect:.1%} on. Drift {noise.drift_a_round:+.1%} a round."
         )
     return noise
 
@@ -73,7 +73,8 @@ def run_finals(session: Session) -> Race | None:
 
 def _earlier(session: Session) -> list[Round]:
     try:
-        return [ROUND.validate_json(block) for block in session.study.blocks]
+        # A round whose receipt was lost on the way was sent twice.
+        return [ROUND.validate_json(block) for block in dict.fromkeys(session.study.blocks)]
     except ValidationError:
         raise MoetuneError(
             "A round of the race that this study keeps is damaged, or of another version of moetune.",

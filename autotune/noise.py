@@ -38,8 +38,9 @@ def measure_noise(incumbent: EngineConfig, track: Track, rules: Rules, earlier: 
     # Whoever was the incumbent then: the noise is the machine's.
     itself = known[0].contenders if known else (incumbent,)
     rounds = [entry for entry in known if entry.contenders == itself]
+    began = len(rounds)
     while sum(entry.disturbed is None for entry in rounds) < ROUNDS:
-        if len(rounds) >= 2 * ROUNDS or not track.may_go_on():
+        if len(rounds) - began >= 2 * ROUNDS or not track.may_go_on():
             return None
         track.progress(f"A/A, round {len(rounds) + 1}")
         finished = track.run_round(itself)
@@ -58,5 +59,6 @@ def noise_of(rounds: list[Round], rules: Rules) -> Noise:
     drift = float(theilslopes(centres)[0])
     # In a round the incumbent runs in two processes and the candidate in one, each measured twice in all.
     deviation = math.sqrt(1.5 * between**2 + within**2)
-    smallest = math.expm1(half_width(deviation, rules.most_rounds, rules.risk))
-    return Noise(within, between, drift, max(rules.margin, smallest))
+    # What is won must clear the margin with its lower bound.
+    smallest = math.expm1(math.log1p(rules.margin) + half_width(deviation, rules.most_rounds, rules.risk))
+    return Noise(within, between, drift, smallest)

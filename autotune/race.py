@@ -138,12 +138,14 @@ class Track:
     progress: Callable[[str], None]
     may_go_on: Callable[[], bool]
 
-    def run_round(self, contenders: tuple[EngineConfig, ...]) -> Round | tuple[int, Failed]:
-        """One round, kept; or which contender failed, and how."""
+    def run_round(self, contenders: tuple[EngineConfig, ...], *, backwards: bool = False) -> Round | tuple[int, Failed]:
+        """One round, kept; or which contender failed, and how. backwards: the last one begins and ends it."""
         self.refresh()
         before = self.conditions()
         runs: list[Run] = []
-        there = range(len(contenders))
+        there = list(range(len(contenders)))
+        if backwards:
+            there.reverse()
         for arm in (*there, *reversed(there)):
             outcome = self.measure(contenders[arm])
             if isinstance(outcome, Failed):
@@ -182,11 +184,12 @@ def race(
     rivals = [_Rival(config) for config in candidates]
     rounds = [entry for entry in earlier if entry.contenders[0] == incumbent and len(entry.contenders) > 1]
     scores = _Scores(rivals, rules, rounds)
-    stopped = None
+    began, stopped = len(rounds), None
     while scores.judge() and stopped is None:
-        stopped = _why_stop(rounds, rules, track)
+        # A finalist that came later has its rounds, too.
+        racing = [rival for rival in scores.racing() if len(scores.gains(rival.config)) < rules.most_rounds]
+        stopped = _why_stop(racing, rounds[began:], rules, track)
         if stopped is None:
-            racing = [rival for rival in rivals if rival.racing]
             track.progress(_status(rounds, racing, rules))
             stopped = _run(incumbent, racing, track, rounds)
     arms = tuple(scores.arm_of(rival) for rival in rivals)
@@ -195,7 +198,8 @@ def race(
 
 def _run(incumbent: EngineConfig, racing: list[_Rival], track: Track, rounds: list[Round]) -> str | None:
     contenders = (incumbent, *(rival.config for rival in racing))
-    finished = track.run_round(contenders)
+    # Who begins has a fresh process for each of its runs, who turns round has one for both.
+    finished = track.run_round(contenders, backwards=len(rounds) % 2 == 1)
     if isinstance(finished, Round):
         rounds.append(finished)
         return None
@@ -206,9 +210,9 @@ def _run(incumbent: EngineConfig, racing: list[_Rival], track: Track, rounds: li
     return None
 
 
-def _why_stop(rounds: list[Round], rules: Rules, track: Track) -> str | None:
-    disturbed = [entry.disturbed for entry in rounds if entry.disturbed is not None]
-    if len(rounds) - len(disturbed) >= rules.most_rounds:
+def _why_stop(racing: list[_Rival], run_now: list[Round], rules: Rules, track: Track) -> str | None:
+    disturbed = [entry.disturbed for entry in run_now if entry.disturbed is not None]
+    if not racing:
         return f"undecided after {rules.most_rounds} rounds"
     if len(disturbed) >= rules.most_rounds:
         return f"the machine did not keep still: {disturbed[-1]}"
@@ -232,7 +236,8 @@ class _Scores:
 
     @property
     def alpha(self) -> float:
-        return self.rules.risk / max(1, len(self.rivals))
+        raced = {config for entry in self.rounds for config in entry.contenders[1:]}
+        return self.rules.risk / max(1, len(raced | {rival.config for rival in self.rivals}))
 
     def gains(self, config: EngineConfig) -> dict[int, float]:
         """Log-gains by round."""
@@ -241,36 +246,41 @@ class _Scores:
     def judge(self) -> bool:
         """Set standings; True while another round could change one."""
         least = math.log(1 + self.rules.margin)
-        for rival in self._racing():
+        for rival in self.racing():
             _, high = bounds(list(self.gains(rival.config).values()), self.alpha)
             if high < least:
                 rival.standing = Standing.NO_GAIN
         leader = self._leader()
         if leader is None:
-            return bool(self._racing())
-        for rival in self._racing():
+            return bool(self.racing())
+        for rival in self.racing():
             if rival is not leader and self._is_outrun(rival, leader, least):
                 rival.standing = Standing.OUTRUN
         low, _ = bounds(list(self.gains(leader.config).values()), self.alpha)
-        if low <= least or self._racing() != [leader]:
+        if low <= least or any(rival is not leader and not self._stalls(rival) for rival in self.racing()):
             return True
-        leader.standing = Standing.STALLS if self._stalls(leader) else Standing.WON
+        leader.standing = Standing.WON
         return False
 
     def arm_of(self, rival: _Rival) -> Arm:
         gains = list(self.gains(rival.config).values())
         interval = interval_of(gains, self.alpha) if gains else None
         standing = rival.standing
-        if rival.racing and interval and interval.low > 1 + self.rules.margin and rival is self._leader():
-            # Proven, though others might be a little faster still.
-            standing = Standing.STALLS if self._stalls(rival) else Standing.WON
+        if rival.racing and interval and interval.low > 1 + self.rules.margin:
+            if self._stalls(rival):
+                standing = Standing.STALLS
+            elif rival is self._leader() and all(other.standing is not Standing.WON for other in self.rivals):
+                # Proven, though others might be a little faster still.
+                standing = Standing.WON
         return Arm(rival.config, standing, interval, len(gains), rival.detail)
 
-    def _racing(self) -> list[_Rival]:
+    def racing(self) -> list[_Rival]:
+        """Those that are not decided."""
         return [rival for rival in self.rivals if rival.racing]
 
     def _leader(self) -> _Rival | None:
-        raced = [rival for rival in self._racing() if len(self.gains(rival.config)) >= FEWEST]
+        """One whose slowest tokens got slower must not drop the others: it cannot win."""
+        raced = [r for r in self.racing() if len(self.gains(r.config)) >= FEWEST and not self._stalls(r)]
         return max(raced, key=lambda rival: mean(self.gains(rival.config).values()), default=None)
 
     def _is_outrun(self, rival: _Rival, leader: _Rival, least: float) -> bool:

@@ -76,7 +76,8 @@ class Space:
     def digest(self) -> str:
         """Changes whenever the meaning of stored parameters does."""
         knobs = [[knob.name, knob.choices, knob.ordered] for knob in self.knobs]
-        described = [SPACE_VERSION, knobs, self.default.device, self.default.more_devices, self.routing_digest]
+        types = [self.default.type_k, self.default.type_v]
+        described = [SPACE_VERSION, knobs, types, self.default.device, self.default.more_devices, self.routing_digest]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
     def choices(self, name: str) -> tuple[Choice, ...]:
