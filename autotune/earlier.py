@@ -33,9 +33,7 @@ def _distance(study: StoredStudy, identity: StudyIdentity) -> tuple[bool, float]
 
 
 def _nearest(config: EngineConfig, space: Space, memory: MemoryModel) -> EngineConfig | None:
-    """None where a choice without an order, such as a KV type, is not there."""
-    params = space.params_of(replace(config, n_ctx=space.default.n_ctx), memory)
-    if any(not knob.ordered and params[knob.name] not in knob.choices for knob in space.knobs):
-        return None
-    near = space.config_of(params, memory)
-    return near if memory.fits_fast(near) else None
+    """None where its KV types may not compete, or where it does not fit."""
+    near = space.config_of(space.params_of(replace(config, n_ctx=space.default.n_ctx), memory), memory)
+    same_types = (near.type_k, near.type_v) == (config.type_k, config.type_v)
+    return near if same_types and memory.fits_fast(near) else None

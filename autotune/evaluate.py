@@ -130,10 +130,15 @@ class Session:
                 limit_s = self.longest_s if origin is Origin.BASELINE else self.time_limit_s()
                 outcome = self.measure(config, limit_s)
             wall_s = self.clock() - started
-            bad_quality = self._is_bad(config, outcome)
         except BaseException:
             self.study.abandon(number, "interrupted")
             raise
+        bad_quality, interrupted = False, None
+        try:
+            bad_quality = self._is_bad(config, outcome)
+        except KeyboardInterrupt as asked:
+            # The trial itself is measured, and kept.
+            interrupted = asked
         record = TrialRecord(
             number=number,
             origin=origin,
@@ -149,6 +154,8 @@ class Session:
         self.study.tell(record)
         self.catch_up()
         self.events.trial_finished(record, self.best, self.best_baseline)
+        if interrupted is not None:
+            raise interrupted
         return record
 
     def _is_bad(self, config: EngineConfig, outcome: Outcome) -> bool:

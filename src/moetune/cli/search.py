@@ -93,6 +93,7 @@ def search(
     moetune search model.gguf --emulate desktop
     moetune search model.gguf --storage postgresql://tuner@host/moetune
     """
+    budget_s = duration_s(budget) if budget is not None else None
     chosen = load_workload(workload)
     competing = kv_types(kv)
     require(sampler)
@@ -111,7 +112,7 @@ def search(
         state_dir=studies_folder(),
         engine_version=engine_version(),
         n_trials=trials,
-        budget_s=duration_s(budget) if budget is not None else None,
+        budget_s=budget_s,
         patience=patience,
         rules=Rules(most_rounds=rounds),
         device=fast_tier_name(machine, device, emulated),
