@@ -37,11 +37,16 @@ def _missed(seen: tuple[tuple[Parts, int], ...]) -> int:
 
 @cache
 def _most(seen: tuple[tuple[Parts, int], ...], parts: Parts) -> int:
-    most = linprog(
-        [-float(part) for part in (*parts, 1)],
-        A_ub=[[*map(float, estimated), 1.0] for estimated, _ in seen],
-        b_ub=[float(measured) for _, measured in seen],
+    # Scaled by row and by column, since bytes beside tens of gigabytes are more than the solver bears.
+    unit = max(1, *parts, *(max(measured, *estimated) for estimated, measured in seen))
+    scales = [max(1, *estimated) for estimated, _ in seen]
+    solved = linprog(
+        [-part / unit for part in (*parts, unit)],
+        A_ub=[[part / scale for part in (*estimated, unit)] for (estimated, _), scale in zip(seen, scales, strict=True)],
+        b_ub=[measured / scale for (_, measured), scale in zip(seen, scales, strict=True)],
         bounds=[*((0.0, 1.0) for _ in parts), (0.0, None)],
     )
+    # Each part whole beside the least that any trial measured: more than that, no trial allows.
+    bound = sum(parts) + min(measured for _, measured in seen)
     # Rounded up: half a byte too few would already be less than was seen.
-    return int(-most.fun) + 1
+    return min(bound, int(-solved.fun * unit) + 1) if solved.success else bound

@@ -26,12 +26,16 @@ from moetune.engine.model import Model
 from moetune.hardware.machine import Cpu
 
 
+STOCK, CACHE, ON_CPU = "stock", "cache", "cpu"
+
+
 def dimensions(
-    model: Model, cpu: Cpu, memory: MemoryModel, request: SearchRequest, placement: list[Knob], *, with_cache: bool
+    model: Model, cpu: Cpu, memory: MemoryModel, request: SearchRequest, placement: list[Knob], engines: tuple[str, ...]
 ) -> list[Knob]:
-    """placement: the knob that says which layers lie on the devices, if there are any."""
-    cache = _cache_knobs(memory, has_routing=request.routing is not None) if with_cache else []
-    return [*cache[:1], *placement, *_device_knobs(memory), *cache[1:2], *_stock_knobs(model, cpu, request), *cache[2:]]
+    """placement: the knob that says which layers lie on the devices, if there are any. engines: what may run it."""
+    engine = [Knob("engine", engines, Of.SPACE, ordered=False)] if len(engines) > 1 else []
+    cache = _cache_knobs(memory, has_routing=request.routing is not None) if CACHE in engines else []
+    return [*engine, *placement, *_device_knobs(memory), *cache[:1], *_stock_knobs(model, cpu, request), *cache[1:]]
 
 
 def _device_knobs(memory: MemoryModel) -> list[Knob]:
@@ -62,7 +66,6 @@ def _stock_knobs(model: Model, cpu: Cpu, request: SearchRequest) -> list[Knob]:
 def _cache_knobs(memory: MemoryModel, *, has_routing: bool) -> list[Knob]:
     policies = (Policy.HEAT, Policy.LRU, Policy.LFRU, *([Policy.STATIC] if has_routing else []))
     knobs = [
-        Knob("engine", ("stock", "cache"), Of.SPACE, ordered=False),
         Knob("slots_percent", SLOT_PERCENTS, Of.SPACE),
         Knob("interval_tokens", INTERVALS, Of.CACHE),
         Knob("hysteresis", HYSTERESES, Of.CACHE),

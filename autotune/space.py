@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from moetune.autotune.dimensions import dimensions
+from moetune.autotune.dimensions import CACHE, ON_CPU, STOCK, dimensions
 from moetune.autotune.knobs import (
     RESERVES,
     SLOT_PERCENTS,
@@ -93,8 +93,10 @@ class Space:
         stock = replace(self.default, **fields)
         if "main_percent" in chosen:
             stock = spread_layers(stock, memory.tiers, self.model.n_layers, float(chosen["main_percent"]))
-        if chosen.get("engine", "stock") == "cache":
+        if chosen.get("engine") == CACHE:
             return self._cached(_canonical(stock), chosen, memory)
+        if chosen.get("engine") == ON_CPU:
+            stock = stock.on_cpu
         return _canonical(_packed(stock, bool(chosen["repack"])) if "repack" in chosen else stock)
 
     def _fields(self, of: Of, chosen: dict[str, Choice]) -> dict[str, Any]:
@@ -118,6 +120,9 @@ class Space:
     def params_of(self, config: EngineConfig, memory: MemoryModel) -> dict[str, Choice]:
         """The point of the space nearest to a configuration; exact for what `config_of` returned."""
         cache = config.cache if config.cache is not None and config.cache.on else _OFF
+        if config.device is None and self.default.device is not None:
+            # Its experts lie where they all lie in RAM.
+            config = replace(config, ram_expert_layers=self.default.ram_expert_layers)
         found: dict[str, Choice] = {}
         for knob in self.knobs:
             if knob.of is Of.SPACE:
@@ -211,9 +216,16 @@ def _repack_of(config: EngineConfig, memory: MemoryModel) -> bool:
     return config.cache.repack if config.cache is not None else _is_packed(config)
 
 
+def _engine_of(config: EngineConfig, memory: MemoryModel) -> str:
+    if config.cache is not None:
+        return CACHE
+    tier = memory.tier
+    return ON_CPU if config.device is None and tier is not None and not tier.on_host else STOCK
+
+
 _WORKED_OUT: dict[str, Callable[[EngineConfig, MemoryModel], Choice]] = {
     "type_kv": lambda config, memory: str(config.type_k),
-    "engine": lambda config, memory: "stock" if config.cache is None else "cache",
+    "engine": _engine_of,
     "repack": _repack_of,
     "slots_percent": _percent_of,
     "reserve": _reserve_of,
@@ -232,7 +244,9 @@ def build_space(model: Model, cpu: Cpu, memory: MemoryModel, request: SearchRequ
     fits_whole = bool(placement) and _fits_somehow(whole, idle)
     cache_idle = _why_cache_is_idle(model, default, idle, fits_whole)
     routing = request.routing if cache_idle is None else None
-    knobs = dimensions(model, cpu, memory, request, placement, with_cache=cache_idle is None)
+    # Where layers are left in RAM, a weak device may cost more than it gives.
+    engines = [STOCK, *([CACHE] if cache_idle is None else []), *([ON_CPU] if placement and not fits_whole else [])]
+    knobs = dimensions(model, cpu, memory, request, placement, tuple(engines))
     return Space(
         model=model,
         tiers=memory.tiers,

@@ -120,7 +120,7 @@ LANDSCAPES = (
     Landscape(
         "server",
         "eight memory channels: everything the card does costs more than it saves, and the cache loses",
-        replace(_SPEC, skew=0.9, drift=0.5),
+        replace(_SPEC, layers=5, experts=32, skew=0.9, drift=0.5),
         "server," + _SMALL.format(mib=8) + ",device_gbps=1008",
         _CHOICES,
     ),

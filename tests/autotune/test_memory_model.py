@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from world import MIB, gpu, machine_with, memory_of, moe_model
 
@@ -88,6 +88,18 @@ def test_a_correction_never_goes_below_what_was_seen(seen: list[tuple[tuple[int,
 
 
 @given(st.lists(PARTS, min_size=1, max_size=8), PARTS, st.tuples(*[st.floats(0, 1)] * 3), st.integers(0, 1 << 30))
+@example(
+    [
+        (0, 1, 99946),
+        *((0, part, 0) for part in (26, 27, 28, 29)),
+        (3, 1, 319553),
+        (642512863, 68719476679, 254),
+        (2487792689, 0, 0),
+    ],
+    (0, 0, 0),
+    (0.5, 0.0, 0.0),
+    1,
+)
 def test_a_correction_covers_a_driver_that_takes_a_share_of_each_part(
     tried: list[tuple[int, ...]], asked: tuple[int, ...], shares: tuple[float, ...], fixed: int
 ) -> None:

@@ -148,6 +148,23 @@ def test_a_larger_reserve_leaves_fewer_slots() -> None:
     assert held[0] > held[1] > held[2] > 0
 
 
+@pytest.mark.parametrize("world", ["cache", "two devices", "dense", "no slot fits"])
+def test_the_cpu_alone_is_in_the_space_with_settings_of_its_own(world: str) -> None:
+    """Beside a device that may cost more than it gives; at such a point nothing of the device is left."""
+    space, memory = space_of(*WORLDS[world])
+    threads = len(space.choices("n_threads")) - 1
+    point = space.params_of(space.default, memory) | {"engine": "cpu", "n_threads": threads, "repack": False}
+    config = space.config_of(point, memory)
+    assert config == replace(
+        space.default.on_cpu,
+        n_threads=config.n_threads,
+        n_threads_batch=space.default.n_threads,
+        repack=False,
+    )
+    assert config.n_threads > space.default.n_threads
+    assert space.config_of(space.params_of(config, memory), memory) == config
+
+
 def test_packed_weights_are_asked_for_as_the_machine_needs() -> None:
     """One knob: repacking on a plain CPU, no_host besides where there is a device, the cache's own copy for misses."""
     for world, engine, fields in (
@@ -209,12 +226,12 @@ def test_another_recording_is_another_space(routing: Path, tmp_path: Path) -> No
             {"gpu_layers", "type_kv", "device", "main_percent", "spread"},
         ),
         ("two devices", {"device", "main_percent", "engine"}, set()),
-        ("dense on two devices", {"device", "main_percent", "gpu_layers"}, {"engine", "policy"}),
+        ("dense on two devices", {"device", "main_percent", "gpu_layers", "engine"}, {"policy"}),
         ("no flash attention", {"n_threads_batch", "repack", "load_mode"}, {"flash_attn"}),
         ("everything fits", {"ram_expert_layers"}, {"engine", "slots_percent", "interval_tokens"}),
         ("dense part does not fit", {"gpu_layers", "slots_percent"}, {"ram_expert_layers"}),
-        ("no slot fits", {"n_threads"}, {"engine", "slots_percent"}),
-        ("dense", {"gpu_layers"}, {"engine", "slots_percent", "ram_expert_layers"}),
+        ("no slot fits", {"n_threads", "engine"}, {"slots_percent"}),
+        ("dense", {"gpu_layers", "engine"}, {"slots_percent", "ram_expert_layers"}),
         (
             "no device",
             {"n_threads", "n_threads_batch", "n_ubatch", "type_k", "repack", "load_mode", "flash_attn"},
