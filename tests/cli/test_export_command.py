@@ -130,6 +130,7 @@ def test_the_program_is_made_absolute_where_it_is_found(command: Command, model_
         (["--as", "docker"], "docker"),
         (["--as", "env", "--", "--port", "1"], "environment file"),
         (["--profile", "nobody"], "no profile"),
+        (["--profile", "nobody", "--ctx", "256"], "--profile"),
         (["--workload", "nothing"], "nothing"),
         (["--emulate", "toaster"], "toaster"),
         (["--port", "9000"], "--port"),

@@ -69,6 +69,12 @@ def export(
         raise MoetuneError(
             "An environment file holds no flags.", "Add them to the command that reads it.", ExitCode.USAGE
         )
+    if profile is not None and (ctx is not None or workload is not None):
+        raise MoetuneError(
+            "--profile names one profile; --ctx and --workload choose among several.",
+            "Leave one of them out.",
+            ExitCode.USAGE,
+        )
     chosen = load_workload(workload).name if workload else None
     here = emulated_machine(emulate)
     model = read_model(model_file)
@@ -132,7 +138,7 @@ def _remarks(profile: Profile, launch: ServerLaunch, *, stock: bool) -> Iterator
     if stock and launch.lost:
         yield from _losses(profile, launch)
     if launch.link is not None:
-        yield f"emulated: start it in a folder with this link: ln -s {launch.link} {EMULATOR_LINK}"
+        yield f"emulated: the folder in which it starts must hold {EMULATOR_LINK}, a link to {launch.link}"
 
 
 def _losses(profile: Profile, launch: ServerLaunch) -> Iterator[str]:
