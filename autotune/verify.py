@@ -129,8 +129,8 @@ def _alone(profile: Profile, rounds: list[Round]) -> Recheck:
     fastest_s, slowest_s = min(run.turn_s for run in runs), max(run.turn_s for run in runs)
     said = [
         f"This profile is {profile.baseline_name} itself, so there is no gain to prove",
-        f"{now.turn_s:.3g} s a turn now ({fastest_s:.3g}–{slowest_s:.3g})",
-        f"{profile.result.turn_s:.3g} s when it was made",
+        f"{now.turn_s:#.3g} s a turn now ({fastest_s:#.3g}–{slowest_s:#.3g})",
+        f"{profile.result.turn_s:#.3g} s when it was made",
     ]
     return Recheck(Holding.BASELINE, _sentence(said, profile), None, len(rounds), now, now)
 

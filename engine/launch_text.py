@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from shlex import quote
+from textwrap import wrap
 from typing import Any
 
 from moetune.engine.server_launch import ServerLaunch
@@ -90,7 +91,7 @@ def _systemd_word(text: str) -> str:
 
 
 def _comments(remarks: Sequence[str]) -> list[str]:
-    return [f"# {_one_line(remark)}" for remark in remarks]
+    return [_one_line(f"# {line}") for remark in remarks for line in wrap(remark, _WIDTH - 2, break_on_hyphens=False)]
 
 
 def _one_line(text: str) -> str:

@@ -82,6 +82,8 @@ def server_launch(
     The cache's guard is on, as in `moetune run`.
     """
     plugin = config.cache if config.device is not None and not stock else None
+    # Without a device llama-server would not even look for the emulator.
+    emulated = emulated if config.device is not None else None
     environment = (*_plugin(config, plugin, emulated), *(emulated.environment().items() if emulated else ()))
     return ServerLaunch(
         program=program,

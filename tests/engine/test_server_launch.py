@@ -111,6 +111,8 @@ def test_an_emulated_machine_travels_along() -> None:
     assert emulated.environment().items() <= told.items()
     assert told["HOTCACHE_COLD_DEVICE"] == "EMUHOST"
     assert launch.link is not None
+    alone = server_launch(replace(USUAL, device=None, cache=None), MODEL, emulated=emulated)
+    assert (alone.environment, alone.link) == ((), None)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from moetune.autotune.verdict import seconds_instead_of
 from moetune.cli.flags import Emulate, ModelFile
 from moetune.cli.formats import Format, written
 from moetune.cli.machine import emulated_machine, seen_machine
@@ -148,10 +149,8 @@ def _losses(profile: Profile, launch: ServerLaunch) -> Iterator[str]:
     if profile.baseline_config is None:
         yield "The same settings without it were not measured; search again to know the best ones."
     elif profile.baseline_config != profile.config:
-        yield (
-            f"These are the flags of {profile.baseline_name}: {profile.baseline.turn_s:.3g} s a turn instead of "
-            f"{profile.result.turn_s:.3g} s."
-        )
+        slower = seconds_instead_of(profile.baseline.turn_s, profile.result.turn_s)
+        yield f"These are the flags of {profile.baseline_name}: {slower} a turn."
 
 
 def _text(launch: ServerLaunch, shape: Shape, model: Model, remarks: tuple[str, ...]) -> str:
