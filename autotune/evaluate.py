@@ -16,6 +16,7 @@ from moetune.autotune.space import Space
 from moetune.autotune.study import Study
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Runner, Trace
+from moetune.engine.model import Model
 from moetune.hardware.conditions import Conditions, read_conditions
 
 # A disk or network share that gives less is too slow to search on.
@@ -89,7 +90,7 @@ class Session:
     @property
     def longest_s(self) -> float:
         """The whole allowance: for what must be measured however slow it is."""
-        return self.request.longest_trial_s + self.space.model.file_bytes / _SLOWEST_LOAD_BYTES_S
+        return allowance_s(self.request.longest_trial_s, self.space.model)
 
     def time_left_s(self) -> float:
         """Of the budget; infinite without one."""
@@ -172,12 +173,7 @@ class Session:
 
     def measure(self, config: EngineConfig, time_limit_s: float) -> Measurement | Failed:
         """One fresh measurement, not recorded; a result without usable numbers is a failure too."""
-        outcome = self.runner.measure(config, self.trace, passes=self.request.passes, time_limit_s=time_limit_s)
-        if isinstance(outcome, Measurement) and not (
-            outcome.pp_samples_s and outcome.tg_samples_s and min(*outcome.pp_samples_s, sum(outcome.tg_samples_s)) > 0
-        ):
-            return Failed(FailureReason.DECODE_FAILED, "the engine returned no timings")
-        return outcome
+        return usable(self.runner.measure(config, self.trace, passes=self.request.passes, time_limit_s=time_limit_s))
 
     def turn_s(self, outcome: Outcome) -> float | None:
         """The objective: seconds for one request of the measured shape."""
@@ -196,6 +192,20 @@ class Session:
         if isinstance(outcome, Measurement) and outcome.slots == planned and not spread:
             self.memory = self.memory.observe(config, outcome.fast_bytes)
             self.cost = replace(self.cost, memory=self.memory).observe(config, outcome)
+
+
+def allowance_s(longest_trial_s: float, model: Model) -> float:
+    """The most that one measurement may take, with the time to read the model from a slow disk."""
+    return longest_trial_s + model.file_bytes / _SLOWEST_LOAD_BYTES_S
+
+
+def usable(outcome: Measurement | Failed) -> Measurement | Failed:
+    """The same, but a measurement without timings is a failure."""
+    if isinstance(outcome, Measurement) and not (
+        outcome.pp_samples_s and outcome.tg_samples_s and min(*outcome.pp_samples_s, sum(outcome.tg_samples_s)) > 0
+    ):
+        return Failed(FailureReason.DECODE_FAILED, "the engine returned no timings")
+    return outcome
 
 
 def fastest(records: list[TrialRecord]) -> TrialRecord | None:

@@ -30,7 +30,7 @@ def to_csv(study: StoredStudy) -> str:
 
     Blocks of the side-by-side are no trials: only JSON has them.
     """
-    rows = [_flat(_trial(trial)) for trial in study.trials]
+    rows = [flat(_trial(trial)) for trial in study.trials]
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
@@ -64,11 +64,12 @@ def _time(at: datetime | None) -> str:
     return at.isoformat(timespec="seconds") if at is not None else ""
 
 
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Values of nested mappings by their path, such as ``outcome.fast_bytes``; lists as JSON."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{path}{name}.")
+            found |= flat(value, f"{path}{name}.")
         else:
-            flat[path + name] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+            found[path + name] = json.dumps(value) if isinstance(value, list) else value
+    return found

@@ -48,6 +48,7 @@ def profile_of(
         result=verdict.result,
         baseline=verdict.baseline,
         baseline_name=verdict.baseline_name,
+        baseline_config=verdict.baseline_config,
         gain=interval.gain if interval else 1.0,
         gain_low=interval.low if interval else 1.0,
         gain_high=interval.high if interval else 1.0,

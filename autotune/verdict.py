@@ -36,7 +36,7 @@ class Verdict:
     result and baseline: figures of `config` and of the best baseline, from the race where there was one.
     rival, rival_figures: the candidate that came closest when none won. cache_idle: why the cache took no
     part, None where it did. emulated: the emulated device's description. quality: of `config`'s KV types,
-    where they were asked for.
+    where they were asked for. baseline_config: of the best baseline.
     """
 
     kind: VerdictKind
@@ -53,6 +53,7 @@ class Verdict:
     cache_idle: str | None
     emulated: str | None
     quality: QualityReport | None = None
+    baseline_config: EngineConfig | None = None
 
     @property
     def proven(self) -> bool:
@@ -96,6 +97,7 @@ def judge(space: Space, records: list[TrialRecord], race: Race | None, *, interr
         reasons=(*_race_reasons(race), *reasons(space, records, name, cache_won)),
         cache_idle=space.cache_idle,
         emulated=emulated,
+        baseline_config=baseline.config if baseline else None,
     )
 
 
@@ -159,7 +161,8 @@ def _because(verdict: Verdict) -> str:
     return f", because {'; '.join(verdict.reasons)}" if verdict.reasons else ""
 
 
-def _range(interval: Interval) -> str:
+def range_of(interval: Interval) -> str:
+    """Its bounds; open above where the data give none."""
     high = "" if math.isinf(interval.high) else f"{interval.high:.2f}"
     return f"{interval.low:.2f}–{high}"
 
@@ -169,15 +172,15 @@ def _win(verdict: Verdict) -> str:
         raise ValueError("a win needs its race")
     return (
         f"The best configuration ({verdict.words}) is {verdict.interval.gain:.2f}× as fast as the best baseline "
-        f"({verdict.baseline_name}): {_seconds(verdict.result.turn_s, verdict.baseline.turn_s)} "
-        f"a turn, {_percent(verdict.interval.confidence)} interval {_range(verdict.interval)}{_because(verdict)}."
+        f"({verdict.baseline_name}): {seconds_instead_of(verdict.result.turn_s, verdict.baseline.turn_s)} "
+        f"a turn, {percent_of(verdict.interval.confidence)} interval {range_of(verdict.interval)}{_because(verdict)}."
     )
 
 
 def _no_win(verdict: Verdict) -> str:
     head = f"Nothing beat {verdict.baseline_name}"
     if verdict.interval is not None:
-        head += f": the best candidate measured {verdict.interval.gain:.2f}× ({_range(verdict.interval)})"
+        head += f": the best candidate measured {verdict.interval.gain:.2f}× ({range_of(verdict.interval)})"
         head += _UNCERTAIN if verdict.interval.gain >= _CLEAR_GAIN else ""
     elif verdict.rival_gain is not None:
         head += f": the best other configuration measured {verdict.rival_gain:.2f}× in its trial"
@@ -199,11 +202,12 @@ def _nothing_ran(_: Verdict) -> str:
     return "No configuration ran, the baselines included; the table says why each failed."
 
 
-def _percent(confidence: float) -> str:
+def percent_of(confidence: float) -> str:
+    """For example "97.5 %"."""
     return f"{confidence * 100:.4g} %"
 
 
-def _seconds(value: float, instead_of: float) -> str:
+def seconds_instead_of(value: float, instead_of: float) -> str:
     """Both in the unit, and to the decimals, that suit the smaller."""
     if value < 1:
         return f"{value * 1000:,.0f} ms instead of {instead_of * 1000:,.0f} ms"

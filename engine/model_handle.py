@@ -45,7 +45,7 @@ _LOAD_MODE = {
 }
 _SPLIT_MODE = {SplitMode.LAYER: llama.LLAMA_SPLIT_MODE_LAYER, SplitMode.ROW: llama.LLAMA_SPLIT_MODE_ROW}
 
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
 
 
 class EngineFailure(Exception):
@@ -97,7 +97,7 @@ class ModelHandle:
         self.close_context()
         params = llama.llama_context_default_params()
         params.n_ctx = config.n_ctx
-        params.n_batch = min(config.n_ctx, _BATCH_TOKENS)
+        params.n_batch = min(config.n_ctx, BATCH_TOKENS)
         params.n_ubatch = min(config.n_ubatch, params.n_batch)
         params.type_k, params.type_v = _GGML_TYPE[config.type_k], _GGML_TYPE[config.type_v]
         params.n_threads, params.n_threads_batch = config.n_threads, config.batch_threads

@@ -20,7 +20,7 @@ from moetune.engine.worker import Setup
 from moetune.errors import ExitCode, MoetuneError
 
 # Device of the emulated machine that stands for its slow memory (engine/native/emulator).
-_EMULATED_HOST = "EMUHOST"
+EMULATED_HOST = "EMUHOST"
 
 _TOKENIZE_LIMIT_S = 120.0
 
@@ -151,7 +151,7 @@ class EngineRunner:
             model_path=str(self._path),
             backends=backends,
             cache_device=config.device if config is not None and with_cache else None,
-            cold_device=_EMULATED_HOST if self._emulated is not None else None,
+            cold_device=EMULATED_HOST if self._emulated is not None else None,
         )
 
     def _out_of_turn(self, response: protocol.Response) -> Failed:

@@ -13,7 +13,7 @@ from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.workload import Name
 from moetune.safe_yaml import BadYaml, read_mapping
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 _MAX_FILE_BYTES = 256 << 10
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -80,10 +80,10 @@ class Profile:
 
     The keys are model_fingerprint, machine_fingerprint, engine_version, n_ctx and workload. emulated: the emulated
     machine's text when the figures come from one. gain, gain_low, gain_high: the baseline's turn time divided by the
-    result's, and the bounds of that ratio; 1 means equally fast.
+    result's, and the bounds of that ratio; 1 means equally fast. baseline_config: None in profiles older than schema 3.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     model_fingerprint: Key
     model_name: Line
     machine_fingerprint: Key
@@ -96,6 +96,7 @@ class Profile:
     result: Figures
     baseline: Figures
     baseline_name: Line
+    baseline_config: EngineConfig | None
     gain: Rate
     gain_low: Rate
     gain_high: Rate
@@ -107,13 +108,19 @@ class Profile:
 _PROFILE = TypeAdapter(Profile)
 
 
+def to_data(profile: Profile) -> dict[str, Any]:
+    """The profile as plain values, keys in the order of the dataclass."""
+    data: dict[str, Any] = _PROFILE.dump_python(profile, mode="json")
+    return data
+
+
 def to_yaml(profile: Profile) -> str:
-    """The profile as YAML text, keys in the order of the dataclass.
+    """The profile as YAML text.
 
     What could not be read back is a bug of the caller and raises pydantic's `ValidationError` or `ValueError`.
     """
-    data = _PROFILE.dump_python(profile, mode="json")
-    fault = _config_fault(_PROFILE.validate_json(json.dumps(data, allow_nan=False)))
+    data = to_data(profile)
+    fault = _fault(_PROFILE.validate_json(json.dumps(data, allow_nan=False)))
     if fault:
         raise ValueError(fault)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
@@ -138,7 +145,7 @@ def read_profile(path: Path) -> Profile:
         raise _corrupt(path, f"{where}: {first['msg']}") from error
     except BadYaml as error:
         raise _corrupt(path, str(error)) from error
-    fault = _config_fault(profile)
+    fault = _fault(profile)
     if fault:
         raise _corrupt(path, fault)
     return profile
@@ -155,40 +162,51 @@ def _refuse_other_schema(path: Path, data: dict[str, Any]) -> None:
 
 
 def _migrate(data: dict[str, Any]) -> None:
-    """From schema 1: whether the file was memory-mapped has become one of several ways to load it."""
-    config = data.get("config")
-    if data.get("schema_version") != 1 or isinstance(data["schema_version"], bool) or not isinstance(config, dict):
+    """From schema 1: whether the file was memory-mapped has become one of several ways to load it. From schema 2: how
+    the baseline was configured was not kept yet.
+    """
+    config, version = data.get("config"), data.get("schema_version")
+    if isinstance(version, bool):
         return
-    mmap = config.pop("mmap", True)
-    if isinstance(mmap, bool) and "load_mode" not in config:
-        data["schema_version"] = SCHEMA_VERSION
-        config["load_mode"] = LoadMode.MMAP.value if mmap else LoadMode.NONE.value
+    if version == 1 and isinstance(config, dict):
+        mmap = config.pop("mmap", True)
+        if isinstance(mmap, bool) and "load_mode" not in config:
+            version, config["load_mode"] = 2, LoadMode.MMAP.value if mmap else LoadMode.NONE.value
+    if version == 2 and "baseline_config" not in data:
+        data["schema_version"], data["baseline_config"] = SCHEMA_VERSION, None
 
 
-def _config_fault(profile: Profile) -> str | None:
-    """What is out of bounds in the configuration, which its own type does not limit."""
-    config = profile.config
-    if config.n_ctx != profile.n_ctx:
-        return f"config.n_ctx is {config.n_ctx}, but the profile is for {profile.n_ctx}"
+def _fault(profile: Profile) -> str | None:
+    """What is out of bounds in the configurations, which their own type does not limit."""
+    for path, config in (("config", profile.config), ("baseline_config", profile.baseline_config)):
+        fault = _config_fault(config, profile.n_ctx) if config is not None else None
+        if fault:
+            return f"{path}.{fault}"
+    return None
+
+
+def _config_fault(config: EngineConfig, n_ctx: int) -> str | None:
+    if config.n_ctx != n_ctx:
+        return f"n_ctx is {config.n_ctx}, but the profile is for {n_ctx}"
     for name, (low, high) in _CONFIG_BOUNDS.items():
         if not _fits(getattr(config, name), (low, high)):
-            return f"config.{name} is not between {low} and {high}"
+            return f"{name} is not between {low} and {high}"
     names = [*([] if config.device is None else [config.device]), *config.more_devices]
     if len(names) > _MAX_DEVICES or not all(n.isprintable() and 0 < len(n) <= _MAX_DEVICE_NAME for n in names):
-        return "config.device or config.more_devices does not name devices"
+        return "device or more_devices does not name devices"
     texts = (config.cache.routing, config.cache.workload) if config.cache is not None else ()
     if not all(text is None or (text.isprintable() and len(text) <= _MAX_TEXT) for text in texts):
-        return "config.cache.routing or config.cache.workload is no name"
+        return "cache.routing or cache.workload is no name"
     split = config.tensor_split
     if split and (len(split) != len(names) or min(split) < 0 or not 0 < sum(split) <= _MAX_LAYERS):
-        return "config.tensor_split does not say how many layers each device gets"
+        return "tensor_split does not say how many layers each device gets"
     if config.n_threads_batch is not None and not _fits(config.n_threads_batch, _CONFIG_BOUNDS["n_threads"]):
-        return "config.n_threads_batch is not a number of threads"
+        return "n_threads_batch is not a number of threads"
     if config.cache is not None:
         for field in fields(config.cache):
             bounds, value = _CACHE_BOUNDS.get(field.name), getattr(config.cache, field.name)
             if bounds and value is not None and not _fits(value, bounds):
-                return f"config.cache.{field.name} is not between {bounds[0]} and {bounds[1]}"
+                return f"cache.{field.name} is not between {bounds[0]} and {bounds[1]}"
     return None
 
 

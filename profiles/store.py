@@ -24,6 +24,11 @@ class Shelf:
     unusable: tuple[MoetuneError, ...]
 
 
+def name_of(profile: Profile) -> str:
+    """What tells it apart from every other: 12 hex digits of its keys."""
+    return _digest(*_keys(profile))
+
+
 def default_root() -> Path:
     """The profiles' folder: under `MOETUNE_CONFIG_DIR` when that is set, else under the user's config folder."""
     override = os.environ.get(CONFIG_DIR_VARIABLE)
@@ -33,7 +38,7 @@ def default_root() -> Path:
 class ProfileStore:
     """Profiles under one folder: `root/<model>/<machine>/<workload>-ctx<n>-<hash of all keys>.yaml`.
 
-    Every failure to read or write is a `MoetuneError` with `ExitCode.STORAGE`. No file is ever deleted; a profile with
+    Every failure to read or write is a `MoetuneError` with `ExitCode.STORAGE`. Only `remove` deletes; a profile with
     the same keys replaces the older one in one step.
     """
 
@@ -42,13 +47,7 @@ class ProfileStore:
 
     def path_of(self, profile: Profile) -> Path:
         """The file this profile belongs in."""
-        return self._path(
-            profile.model_fingerprint,
-            profile.machine_fingerprint,
-            profile.engine_version,
-            profile.n_ctx,
-            profile.workload,
-        )
+        return self._path(*_keys(profile))
 
     def routing_path(self, model_fingerprint: str) -> Path:
         """The file that the recorded routing of this model belongs in, beside its profiles."""
@@ -72,6 +71,46 @@ class ProfileStore:
         except OSError as error:
             raise _unwritable(path.parent, error) from error
         write_file(path, to_yaml(profile).encode())
+        return path
+
+    def require_free(self, profile: Profile) -> None:
+        """Raise MoetuneError (USAGE) where another profile has this one's keys."""
+        there = self.find(*_keys(profile))
+        if there is not None and there != profile:
+            raise MoetuneError(
+                f"There is another profile for the same model, machine, engine, context and workload: "
+                f"{name_of(there)[:8]}, of {there.created_at[:10]}.",
+                "Look at both (`moetune profiles diff`), then remove it, or import with --replace.",
+                ExitCode.USAGE,
+            )
+
+    def named(self, prefix: str) -> Profile:
+        """The one profile whose name begins so; MoetuneError (USAGE) when there is none or more than one."""
+        names = {name_of(profile): profile for profile in self.list().profiles}
+        found = sorted(name for name in names if prefix and name.startswith(prefix.lower()))
+        if len(found) == 1:
+            return names[found[0]]
+        if not found:
+            raise MoetuneError(
+                f"There is no profile {prefix!r}.", "`moetune profiles list` names those there are.", ExitCode.USAGE
+            )
+        raise MoetuneError(
+            f"{prefix!r} begins the names of {len(found)} profiles.",
+            f"Write more of it: {', '.join(name[: len(prefix) + 4] for name in found[:4])}.",
+            ExitCode.USAGE,
+        )
+
+    def remove(self, profile: Profile) -> Path:
+        """Delete its file for good; the path it had."""
+        path = self.path_of(profile)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise MoetuneError(
+                f"The profile {path} cannot be deleted: {error.strerror or error}.",
+                "Check who may write to its folder; a file that was put there by hand is deleted by hand.",
+                ExitCode.STORAGE,
+            ) from error
         return path
 
     def find(
@@ -100,8 +139,8 @@ class ProfileStore:
         return self._shelf("*/*/*.yaml")
 
     def _path(self, model: str, machine: str, engine: str, n_ctx: int, workload: str) -> Path:
-        digest = sha256("\0".join((model, machine, engine, str(n_ctx), workload)).encode()).hexdigest()[:12]
-        return self.root / _folder(model) / _folder(machine) / f"{_plain(workload)}-ctx{n_ctx}-{digest}.yaml"
+        name = f"{_plain(workload)}-ctx{n_ctx}-{_digest(model, machine, engine, n_ctx, workload)}.yaml"
+        return self.root / _folder(model) / _folder(machine) / name
 
     def _exists(self, path: Path) -> bool:
         try:
@@ -142,6 +181,21 @@ def write_file(path: Path, content: bytes) -> None:
         _write_atomically(path, content)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
+
+
+def _keys(profile: Profile) -> tuple[str, str, str, int, str]:
+    """What a profile is valid for, in the order of `find`."""
+    return (
+        profile.model_fingerprint,
+        profile.machine_fingerprint,
+        profile.engine_version,
+        profile.n_ctx,
+        profile.workload,
+    )
+
+
+def _digest(model: str, machine: str, engine: str, n_ctx: int, workload: str) -> str:
+    return sha256("\0".join((model, machine, engine, str(n_ctx), workload)).encode()).hexdigest()[:12]
 
 
 def _plain(text: str) -> str:

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     ENGINE = 6
     STORAGE = 7
     BUSY = 8
+    UNPROVEN = 9
     INTERRUPTED = 130
 
 

@@ -26,7 +26,7 @@ from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile, read_profile, to_yaml
 
 GOLDENS = Path(__file__).parent / "goldens"
-GOLDEN = GOLDENS / "profile-v2.yaml"
+GOLDEN = GOLDENS / "profile-v3.yaml"
 
 
 def refused(path: Path) -> MoetuneError:
@@ -75,7 +75,7 @@ def test_a_profile_of_schema_1_keeps_its_meaning() -> None:
 
 def test_a_profile_of_schema_2_keeps_its_meaning() -> None:
     """The golden file of schema version 2 loads with every value where it was."""
-    profile = read_profile(GOLDEN)
+    profile = read_profile(GOLDENS / "profile-v2.yaml")
     assert profile.config == EngineConfig(
         n_ctx=8192,
         n_threads=8,
@@ -105,12 +105,29 @@ def test_a_profile_of_schema_2_keeps_its_meaning() -> None:
     assert (profile.result.tg_tps, profile.result.hit_rate, profile.baseline.hit_rate) == (31.25, 0.81, None)
 
 
-def test_an_old_profile_is_written_in_the_new_schema(tmp_path: Path) -> None:
-    """Reading schema 1, writing and reading again changes nothing."""
-    old = read_profile(GOLDENS / "profile-v1.yaml")
+def test_a_profile_of_schema_3_says_what_it_beat() -> None:
+    """The golden file of schema version 3 is that of version 2 with the baseline's configuration."""
+    profile, older = read_profile(GOLDEN), read_profile(GOLDENS / "profile-v2.yaml")
+    assert older.baseline_config is None
+    assert profile == replace(older, baseline_config=profile.baseline_config)
+    assert profile.baseline_config == replace(
+        profile.config,
+        cache=None,
+        ram_expert_layers=14,
+        load_mode=LoadMode.MMAP,
+        no_host=False,
+        flash_attn=FlashAttention.AUTO,
+        split_mode=SplitMode.LAYER,
+    )
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_an_old_profile_is_written_in_the_new_schema(tmp_path: Path, schema: int) -> None:
+    """Reading an older schema, writing and reading again changes nothing."""
+    old = read_profile(GOLDENS / f"profile-v{schema}.yaml")
     path = tmp_path / "again.yaml"
     path.write_text(to_yaml(old))
-    assert "schema_version: 2" in path.read_text()
+    assert "schema_version: 3" in path.read_text()
     assert read_profile(path) == old
 
 
@@ -152,6 +169,9 @@ def test_what_is_written_is_read_back(
         ("config.n_threads", 0),
         ("config.n_threads", 10**9),
         ("config.n_ctx", 4096),
+        ("baseline_config.n_ctx", 4096),
+        ("baseline_config.n_threads", 0),
+        ("baseline_config", "stock"),
         ("config.type_k", "f17"),
         ("config.cache.slots", -1),
         ("config.cache.hysteresis", math.nan),
@@ -178,6 +198,7 @@ def test_what_is_written_is_read_back(
         ("created_at", "yesterday"),
         ("schema_version", 0),
         ("schema_version", 1),
+        ("schema_version", 2),
         ("schema_version", True),
         ("schema_version", "1"),
     ],
@@ -197,7 +218,7 @@ def test_a_missing_value_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_newer_schema_says_to_upgrade(tmp_path: Path) -> None:
     """A profile of a later schema is not called corrupt, whatever else is in it."""
     path = tmp_path / "newer.yaml"
-    path.write_text("schema_version: 3\nsomething_new: [1, 2]\n")
+    path.write_text("schema_version: 4\nsomething_new: [1, 2]\n")
     error = refused(path)
     assert "newer moetune" in error.cause
     assert "Upgrade" in error.remedy

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from moetune.errors import ExitCode, MoetuneError
-from moetune.profiles.schema import Profile
-from moetune.profiles.store import ProfileStore, default_root
+from moetune.profiles.schema import Profile, read_profile, to_yaml
+from moetune.profiles.sharing import for_here, for_sharing
+from moetune.profiles.store import ProfileStore, default_root, name_of
+
+GOLDENS = Path(__file__).parent / "goldens"
 
 
 def found(store: ProfileStore, profile: Profile) -> Profile | None:
@@ -153,3 +156,57 @@ def test_what_cannot_be_read_is_kept_when_its_place_is_taken(
         assert store.save(profile) == path
         assert path.with_name(f"{path.name}.kept-{number}").read_text() == content
     assert store.list().profiles == (profile,)
+
+
+def test_a_profile_is_named_by_as_much_as_tells_it_apart(
+    store: ProfileStore, profile: Profile, other_context: Profile
+) -> None:
+    """Nothing, nobody's name and what begins two names are refused."""
+    store.save(profile)
+    store.save(other_context)
+    assert store.named(name_of(profile)[:6].upper()) == profile
+    assert name_of(profile) in store.path_of(profile).name
+    for wrong in ("", "nobody", "../chat"):
+        with pytest.raises(MoetuneError, match="no profile") as caught:
+            store.named(wrong)
+        assert caught.value.code is ExitCode.USAGE
+    for n in range(17):  # at least two of them share a first digit
+        store.save(replace(profile, model_fingerprint=str(n)))
+    shared = next(d for d in "0123456789abcdef" if sum(name_of(p)[0] == d for p in store.list().profiles) > 1)
+    with pytest.raises(MoetuneError, match="begins the names"):
+        store.named(shared)
+
+
+def test_another_profile_with_the_same_keys_is_in_the_way(store: ProfileStore, profile: Profile) -> None:
+    """The same one, and none at all, are not."""
+    store.require_free(profile)
+    store.save(profile)
+    store.require_free(profile)
+    with pytest.raises(MoetuneError, match=name_of(profile)[:8]) as caught:
+        store.require_free(replace(profile, gain=2.0))
+    assert caught.value.code is ExitCode.USAGE
+
+
+def test_removing_takes_one_file(store: ProfileStore, profile: Profile, other_context: Profile) -> None:
+    """And says so when it is not there."""
+    store.save(profile)
+    store.save(other_context)
+    assert store.remove(profile) == store.path_of(profile)
+    assert store.list().profiles == (other_context,)
+    with pytest.raises(MoetuneError, match="cannot be deleted"):
+        store.remove(profile)
+
+
+def test_a_shared_profile_has_no_path_of_this_machine(store: ProfileStore) -> None:
+    """Routing is found again where the profile is run, whatever path a file names."""
+    mine = read_profile(GOLDENS / "profile-v3.yaml")
+    assert mine.config.cache is not None
+    shared = for_sharing(replace(mine, baseline_config=mine.config))
+    assert "/home/me" in to_yaml(mine)
+    assert "/home/me" not in to_yaml(shared)
+    here = for_here(shared, store)
+    assert here.config.cache is not None
+    assert here.config.cache.routing == str(store.routing_path(mine.model_fingerprint))
+    assert here.baseline_config == here.config
+    plain = replace(mine, config=replace(mine.config, cache=None))
+    assert for_here(for_sharing(plain), store) == plain

@@ -129,20 +129,29 @@ class Server:
             return answer.status, answer.read().decode()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def server(
     programs: Path, model: Path, flags: Sequence[str], settings: Mapping[str, str], folder: Path
 ) -> Iterator[Server]:
-    """A llama-server that serves; it is asked to end afterwards, as with Ctrl-C, and must do so without an error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "server.log"
+    """A llama-server that serves."""
+    port = free_port()
     command = [str(programs / "llama-server"), "-m", str(model), "--port", str(port), "-c", "512", "-t", "2"]
+    with started([*command, *flags, "--no-repack", "--verbose"], port, settings, folder) as running:
+        yield running
+
+
+@contextmanager
+def started(command: Sequence[str], port: int, settings: Mapping[str, str], folder: Path) -> Iterator[Server]:
+    """What the command serves; it is asked to end afterwards, as with Ctrl-C, and must do so without an error."""
+    log = folder / "server.log"
     with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, *flags, "--no-repack", "--verbose"], stdout=out, stderr=out, env=environment(settings)
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment(settings), cwd=folder)
     running = Server(port, log)
     try:
         deadline = time.monotonic() + 60

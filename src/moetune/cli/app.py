@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from moetune import __version__
+from moetune.cli.export import export
 from moetune.cli.plan import plan
 from moetune.cli.probe import probe
+from moetune.cli.profiles import profiles
 from moetune.cli.run import run
 from moetune.cli.search import search
 from moetune.cli.study import study
@@ -42,6 +44,8 @@ def moetune(
     moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf -p HI  run the model with what was found
+    moetune export MODEL.gguf     the same as a start of stock llama-server
+    moetune profiles list         what was found; share it, measure it again
     moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
     """
@@ -53,5 +57,7 @@ app.command(short_help="Show what this machine is, measured.")(probe)
 app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
+app.command(short_help="Write what was found as a start of stock llama-server.")(export)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
 app.add_typer(study, name="study", short_help="List, show, export or drop searches.")
+app.add_typer(profiles, name="profiles", short_help="List, show, share, verify or remove what was found.")

@@ -9,6 +9,7 @@ from moetune.cli.folders import studies_folder
 from moetune.engine.config import EngineConfig
 from moetune.engine.library import engine_version
 from moetune.engine.model import Model
+from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import Machine
 from moetune.profiles.workload import Workload
 
@@ -20,6 +21,18 @@ def baseline_for(model: Model, machine: Machine, device: str | None, workload: W
     baselines = fixed_baselines(build_space(model, machine.cpu, memory, request))
     on_cpu = next((b for b in baselines if b.name == STOCK_CPU), baselines[0])
     return baselines[0] if memory.fits_fast(baselines[0].config) else on_cpu
+
+
+def check_devices(machine: Machine, config: EngineConfig) -> None:
+    """Raise `MoetuneError` (DEVICE) for a configuration of a profile whose devices are not all there now."""
+    needed = [name for name in (config.device, *config.more_devices) if name is not None]
+    gone = [name for name in needed if name not in [known.name for known in machine.devices]]
+    if gone:
+        raise MoetuneError(
+            f"The profile runs on the device {gone[0]}, which is not there now.",
+            "Bring the device back, or search again.",
+            ExitCode.DEVICE,
+        )
 
 
 def check_memory(model: Model, machine: Machine, config: EngineConfig, *, allow_overcommit: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moetune.cli.baseline import baseline_for, check_memory
+from moetune.cli.baseline import baseline_for, check_devices, check_memory
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for
 from moetune.cli.machine import emulated_machine, fast_tier_name, seen_machine
 from moetune.cli.output import note, stream, wrapped
@@ -94,7 +94,7 @@ def run(
     else:
         baseline = baseline_for(model, machine, fast_tier_name(machine, None, emulated), typical, n_ctx)
         note(f"no profile applies; running the baseline: {baseline.name}")
-        note(f"to find a faster way: {_search_command(model_file, ctx, workload, emulate)}")
+        note(f"to find a faster way: {search_command(model_file, ctx, workload, emulate)}")
         config = baseline.config
     check_memory(model, machine, config, allow_overcommit=allow_overcommit)
     with EngineRunner(model.path, emulated) as runner:
@@ -106,7 +106,8 @@ def _guarded(config: EngineConfig) -> EngineConfig:
     return replace(config, cache=replace(config.cache, guard=True)) if config.cache is not None else config
 
 
-def _search_command(model_file: Path, ctx: int | None, workload: str | None, emulate: str | None) -> str:
+def search_command(model_file: Path, ctx: int | None, workload: str | None, emulate: str | None) -> str:
+    """What to type for a search of just this."""
     command = ["moetune", "search", quote(str(model_file))]
     command += ["--workload", quote(workload)] if workload else []
     command += ["--ctx", str(ctx)] if ctx else []
@@ -125,14 +126,7 @@ def _wants_chat(chat: bool | None, model: Model) -> bool:
 
 
 def _apply(profile: Profile, machine: Machine) -> EngineConfig:
-    needed = [name for name in (profile.config.device, *profile.config.more_devices) if name is not None]
-    gone = [name for name in needed if name not in [known.name for known in machine.devices]]
-    if gone:
-        raise MoetuneError(
-            f"The profile runs on the device {gone[0]}, which is not there now.",
-            "Bring the device back, or search again.",
-            ExitCode.DEVICE,
-        )
+    check_devices(machine, profile.config)
     emulated = f", emulated machine {profile.emulated}" if profile.emulated else ""
     note(f"profile: {profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}{emulated}")
     note(wrapped(profile.verdict.sentence, indent=" " * 9))

@@ -40,6 +40,24 @@ class Choice:
     remarks: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Here:
+    """This machine, with the emulated accelerator of the moment if any, and this engine."""
+
+    machine_fingerprint: str
+    engine_version: str
+
+    def why_not(self, profile: Profile) -> str | None:
+        """Why the profile does not hold here; None where it does."""
+        if profile.machine_fingerprint != self.machine_fingerprint:
+            where = f"the emulated machine {profile.emulated!r}" if profile.emulated else profile.machine_label
+            hint = f" (--emulate {quote(profile.emulated)} brings it back)" if profile.emulated else ""
+            return f"made on another machine: {where}{hint}"
+        if profile.engine_version != self.engine_version:
+            return f"made with another engine: {profile.engine_version}"
+        return None
+
+
 def choose(store: ProfileStore, wanted: Wanted) -> Choice:
     """The profile for exactly what is wanted; where that leaves a choice, the newest.
 
@@ -72,13 +90,8 @@ def _reasons(store: ProfileStore, wanted: Wanted) -> tuple[str, ...]:
 
 def _each_reason(store: ProfileStore, wanted: Wanted) -> Iterator[str]:
     """Why each profile there is for this model was not applied, newest first."""
+    here = Here(wanted.machine_fingerprint, wanted.engine_version)
     for profile in store.candidates(wanted.model_fingerprint).profiles:
+        reason = here.why_not(profile)
         name = f"the profile for {profile.workload} at a context of {profile.n_ctx}"
-        if profile.machine_fingerprint != wanted.machine_fingerprint:
-            where = f"the emulated machine {profile.emulated!r}" if profile.emulated else profile.machine_label
-            hint = f" (--emulate {quote(profile.emulated)} brings it back)" if profile.emulated else ""
-            yield f"not applied: {name}, made on another machine: {where}{hint}"
-        elif profile.engine_version != wanted.engine_version:
-            yield f"not applied: {name}, made with another engine: {profile.engine_version}"
-        else:
-            yield f"not applied: {name}"
+        yield f"not applied: {name}" + (f", {reason}" if reason else "")

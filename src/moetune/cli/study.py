@@ -11,10 +11,10 @@ from moetune.autotune.database import Database, parse_database
 from moetune.autotune.export import to_csv, to_json
 from moetune.autotune.shelf import Studies, studies_of
 from moetune.autotune.study_table import studies_table, study_table
+from moetune.cli.confirm import confirm
 from moetune.cli.flags import Storage
 from moetune.cli.folders import studies_folder
 from moetune.cli.output import note, printable, show
-from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.store import write_file
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or as much of it as tells it apart.")]
@@ -107,19 +107,9 @@ def drop_study(
     about = found.identity
     what = f"{about.model_name}, {about.workload}, context {about.n_ctx}, {len(found.records)} trials"
     if not yes:
-        _confirm(f"Delete {found.key[:8]} ({what})? [y/N] ")
+        confirm(f"Delete {found.key[:8]} ({what})?", "whether to delete the study")
     kept.drop(found.key)
     note(f"Deleted: {found.key[:8]} ({what})")
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise MoetuneError("Nobody can be asked whether to delete the study.", "Use --yes.", ExitCode.USAGE)
-    sys.stderr.write(printable(question))
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        note("Kept.")
-        raise typer.Exit
 
 
 def _studies(storage: str | None) -> Studies:
