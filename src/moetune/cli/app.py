@@ -9,6 +9,7 @@ from moetune.cli.plan import plan
 from moetune.cli.probe import probe
 from moetune.cli.run import run
 from moetune.cli.search import search
+from moetune.cli.serve import serve
 from moetune.cli.study import study
 from moetune.cli.trace import trace
 
@@ -42,6 +43,7 @@ def moetune(
     moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf -p HI  run the model with what was found
+    moetune serve MODEL.gguf      serve it to OpenAI's clients, with what was found
     moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
     """
@@ -53,5 +55,6 @@ app.command(short_help="Show what this machine is, measured.")(probe)
 app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
+app.command(short_help="Serve the model to OpenAI's clients, with what was found.")(serve)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
 app.add_typer(study, name="study", short_help="List, show, export or drop searches.")
