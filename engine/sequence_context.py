@@ -39,6 +39,7 @@ class SequenceContext:
         model.open_context(config, n_sequences=n_rows)
         self._log = log
         self._model = model
+        self._config = config
         self._context = model.context
         self._memory = llama.llama_get_memory(self._context)
         self.n_rows = n_rows
@@ -51,8 +52,19 @@ class SequenceContext:
         """Free the batch; the context is the model's."""
         llama.llama_batch_free(self._batch)
 
-    def decode(self, tokens: Sequence[RowToken]) -> None:
-        """Compute one batch, at most a micro-batch of one sequence or one token of each. Raises EngineFailure."""
+    def read(self, piece: Sequence[RowToken]) -> None:
+        """Compute a part of one sequence's prompt, at most a micro-batch. Raises EngineFailure."""
+        self._decode(piece, self._config.batch_threads)
+
+    def write(self, tokens: Sequence[RowToken]) -> None:
+        """Compute one token of each of several sequences, in the order of their rows. Raises EngineFailure.
+
+        llama.cpp would use the threads of prompts for that; but it is bound by memory as decoding is.
+        """
+        self._decode(tokens, self._config.n_threads)
+
+    def _decode(self, tokens: Sequence[RowToken], n_threads: int) -> None:
+        self._model.set_threads(n_threads, n_threads)
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):

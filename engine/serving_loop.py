@@ -138,7 +138,7 @@ class ServingLoop:
         if not writing:
             return
         try:
-            self._context.decode([sequence.next_token() for sequence in writing])
+            self._context.write([sequence.next_token() for sequence in writing])
         except EngineFailure as failure:
             for sequence in writing:
                 self._fail(sequence, failure)
@@ -153,7 +153,7 @@ class ServingLoop:
             return
         piece = reading.next_piece()
         try:
-            self._context.decode(piece)
+            self._context.read(piece)
         except EngineFailure as failure:
             self._fail(reading, failure)
             return

@@ -6,7 +6,7 @@ from moetune.engine.serving_text import TextTail
 
 
 class Sequence:
-    """A request in row `row` of the context. First its prompt is read piece by piece, then one token after the other."""
+    """A request in row `row` of the context: its prompt is read piece by piece, then its reply written by tokens."""
 
     def __init__(
         self, request: SequenceRequest, prompt: list[int], context: SequenceContext, row: int, n_kept: int

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,6 +24,7 @@ from moetune.server.requests import ChatRequest, CompletionRequest, parse
 from moetune.server.settings import ServerSettings
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_GRACE_S = 5
 _CLIENT_GONE = 499  # as nginx calls it; nobody is there to read it
 
 
@@ -50,6 +53,21 @@ def build_app(backend: Backend, settings: ServerSettings) -> Starlette:
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _left, 500: _bug},
         lifespan=lifespan,
     )
+
+
+def serve_on(listening: socket.socket, backend: Backend, settings: ServerSettings) -> None:
+    """Serve until Ctrl-C or SIGTERM; what is still being answered then has a few seconds."""
+    config = uvicorn.Config(
+        build_app(backend, settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=settings.connections,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 class Api:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """model: the name that clients use; created: seconds since 1970. body_bytes: the most of one request.
+    """model: the name that clients use; created: seconds since 1970. body_bytes: the most of one request;
+    connections: the most at a time.
 
     api_key: None only where nobody else can reach the server. host_names: what it may be called in URLs; None for any.
     """
@@ -13,6 +14,7 @@ class ServerSettings:
     model: str
     created: int
     body_bytes: int
+    connections: int
     api_key: str | None = None
     host_names: tuple[str, ...] | None = None
     emulated: bool = False

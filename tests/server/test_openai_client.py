@@ -14,7 +14,7 @@ N_TOKENS = 48
 
 
 def complete(server: Server, prompt: str, **options: object) -> openai.types.Completion:
-    return server.client().completions.create(model=MODEL, prompt=prompt, **{"temperature": 0, **options})  # type: ignore[call-overload,no-any-return]
+    return server.client().completions.create(model=MODEL, prompt=prompt, **{"temperature": 0, **options})  # type: ignore
 
 
 async def streamed(client: openai.AsyncOpenAI, prompt: str, leave_after: int | None = None) -> str:
@@ -33,7 +33,7 @@ async def streamed(client: openai.AsyncOpenAI, prompt: str, leave_after: int | N
 
 
 def test_every_concurrent_stream_reads_like_a_client_alone(server: Server) -> None:
-    """Twelve at once on four sequences, four of which leave early: the others' greedy texts are those of `moetune run`."""
+    """Twelve at once on four sequences, four of whom leave early: the others read what `moetune run` writes."""
     alone = server.alone(PROMPTS, N_TOKENS)
 
     async def all_at_once() -> list[str]:
@@ -154,7 +154,10 @@ def test_metrics_add_up(server: Server) -> None:
     assert grown("moetune_prompt_tokens_total") <= usage.prompt_tokens
     assert grown("moetune_requests_total{/v1/completions,200}") == 1
     assert grown("moetune_time_to_first_text_seconds_count") == grown("moetune_request_seconds_count") == 1
-    assert grown("moetune_cache_hits_total") + grown("moetune_cache_misses_total") > 0
+    # Where it does not pay, it has switched itself off.
+    is_off = after["moetune_cache_layers_off"] > 0
+    assert is_off or grown("moetune_cache_hits_total") + grown("moetune_cache_misses_total") > 0
+    assert after["moetune_cache_hits_total"] > 0
     assert after["moetune_cache_promotions_total"] > 0
     assert after["moetune_cache_link_bytes_total{promotion}"] > 0
     assert after["moetune_cache_slots"] > 0

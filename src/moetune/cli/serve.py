@@ -25,7 +25,6 @@ _USUAL_PARALLEL = 4
 _LEAST_KEY = 8
 # Besides those that run or wait, for health, metrics and keep-alive.
 _SPARE_CONNECTIONS = 64
-_GRACE_S = 5
 
 
 def serve(
@@ -44,13 +43,13 @@ def serve(
             "--parallel",
             min=1,
             max=_MAX_PARALLEL,
-            help="Requests served at once; default: 4, fewer where memory is short.",
+            help="Requests at once; default: 4, fewer where memory is short.",
         ),
     ] = None,
     queue: Annotated[int, typer.Option("--queue", min=0, max=10_000, help="Requests that may wait besides.")] = 32,
     max_body: Annotated[float, typer.Option("--max-body", metavar="MIB", help="Largest request, in MiB.")] = 1.0,
     name: Annotated[
-        str | None, typer.Option("--name", help="What clients call the model; default: its file's.")
+        str | None, typer.Option("--name", help="The model's name for clients; default: its file's.")
     ] = None,
     ctx: Annotated[int | None, typer.Option("--ctx", help="Use the profile for this context, in tokens.")] = None,
     workload: Annotated[
@@ -80,42 +79,33 @@ def serve(
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     wished = wish(model, ctx, workload)
-    machine = seen_machine(model, emulated)
-    config = configuration(wished, model, machine, emulated)
-    n_sequences = parallel or _at_once(model, machine, config)
-    check_memory(model, machine, _with_sequences(config, n_sequences), allow_overcommit=allow_overcommit)
+    with listen(address) as socket:
+        machine = seen_machine(model, emulated)
+        config = configuration(wished, model, machine, emulated)
+        n_sequences = parallel or _at_once(model, machine, config)
+        check_memory(model, machine, _with_sequences(config, n_sequences), allow_overcommit=allow_overcommit)
 
-    import uvicorn
+        # Not everyone who installed moetune has what these need.
+        from moetune.server.app import serve_on
+        from moetune.server.backend import Backend
+        from moetune.server.settings import ServerSettings
 
-    from moetune.server.app import build_app
-    from moetune.server.backend import Backend
-    from moetune.server.settings import ServerSettings
-
-    settings = ServerSettings(
-        model=name or model.path.stem,
-        created=int(model.path.stat().st_mtime),
-        body_bytes=int(max_body * _MIB),
-        api_key=api_key,
-        host_names=None if api_key is not None else address.own_names,
-        emulated=emulated is not None,
-    )
-    with listen(address) as socket, EngineRunner(model.path, emulated) as runner:
-        backend = Backend(runner, config, n_sequences, queue)
-        backend.start()
-        url = address.url(socket)
-        note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
-        note(f"listening on {url}/v1 (OpenAI's API), {url}/metrics; Ctrl-C ends")
-        options = uvicorn.Config(
-            build_app(backend, settings),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            limit_concurrency=n_sequences + queue + _SPARE_CONNECTIONS,
-            timeout_graceful_shutdown=_GRACE_S,
+        settings = ServerSettings(
+            model=name or model.path.stem,
+            created=int(model.path.stat().st_mtime),
+            body_bytes=int(max_body * _MIB),
+            connections=n_sequences + queue + _SPARE_CONNECTIONS,
+            api_key=api_key,
+            host_names=None if api_key is not None else address.own_names,
+            emulated=emulated is not None,
         )
-        uvicorn.Server(options).run(sockets=[socket])
+        with EngineRunner(model.path, emulated) as runner:
+            backend = Backend(runner, config, n_sequences, queue)
+            backend.start()
+            note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
+            url = address.url(socket)
+            note(f"listening on {url}/v1 (OpenAI's API), {url}/metrics; Ctrl-C ends")
+            serve_on(socket, backend, settings)
 
 
 def _with_sequences(config: EngineConfig, n_sequences: int) -> EngineConfig:
