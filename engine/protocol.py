@@ -86,7 +86,7 @@ class Serve:
 
 @dataclass(frozen=True)
 class Submit:
-    """Begin a request, or let it wait. Answer: any number of `Said` with its id; no more after `Finished`, `Rejected`."""
+    """Begin a request, or let it wait. Answer: any number of `Said` with its id, to `Finished` or `Rejected`."""
 
     request: SequenceRequest
     kind: Literal["submit"] = "submit"

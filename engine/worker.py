@@ -46,7 +46,7 @@ class Setup:
 
 
 class Inbox:
-    """Requests in order, ever `Quit` at their end or standard input's; read on a thread, so that one is seen to wait."""
+    """Requests in order, from their end on `Quit` again and again; read on a thread, so that one is seen to wait."""
 
     def __init__(self) -> None:
         self._lines: SimpleQueue[bytes] = SimpleQueue()

@@ -64,7 +64,7 @@ def test_a_file_that_is_no_model(command: Command, tmp_path: Path, model_file: P
         (["run", "MODEL", "-p", "hi", "--chat"], ["--chat", "--raw"]),
         (["run", "MODEL", "-p", " \n"], ["prompt is empty"]),
         (["run", "MODEL"], ["no prompt", "-p"]),
-        (["serve", "MODEL", "--host", "0.0.0.0"], ["0.0.0.0", "MOETUNE_API_KEY"]),
+        (["serve", "MODEL", "--host", "::"], ["::", "MOETUNE_API_KEY"]),
         (["serve", "MODEL", "--host", "no.such.host.invalid"], ["no.such.host.invalid", "127.0.0.1"]),
         (["serve", "MODEL", "--host", "192.0.2.1", "--api-key", "long-enough", "--ctx", "256"], ["192.0.2.1"]),
         (["serve", "MODEL", "--api-key", "short"], ["API key", "8"]),

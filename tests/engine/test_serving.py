@@ -166,24 +166,6 @@ def test_whole_pieces_of_a_prompt_are_kept_for_the_next(served: Served) -> None:
     assert served.idle().kv_cells_kept > 0
 
 
-@pytest.mark.parametrize("arch", ["qwen3next", "nemotron_h_moe", "gpt-oss", "deepseek2"])
-def test_other_kinds_of_memory_serve_too(tmp_path: Path, arch: str) -> None:
-    """Recurrent states, sliding windows and latent attention: the same texts, one after the other and at once."""
-    path = tmp_path / "other.gguf"
-    write_synthetic(path, SyntheticSpec(arch=arch))
-    with EngineRunner(path) as runner:
-        process, _ = runner.serve(CONFIG, 3, time_limit_s=LIMIT_S)
-        served = Served(process)
-        for i, prompt in enumerate(PROMPTS):
-            served.submit(SequenceRequest(i, prompt, 12))
-            served.ended(i)
-        for i, prompt in enumerate(PROMPTS):
-            served.submit(SequenceRequest(10 + i, prompt, 12))
-        for i in range(len(PROMPTS)):
-            assert isinstance(served.ended(10 + i), Finished)
-            assert served.text(10 + i) == served.text(i)
-
-
 def test_an_engine_that_serves_does_nothing_else(model: Path) -> None:
     """It says so, and goes on; when asked to quit, it goes."""
     with EngineRunner(model) as runner:
