@@ -180,7 +180,7 @@ def register_emulated(emulated: EmulatedMachine) -> None:
 
 def _engine_error(failed: Failed) -> MoetuneError:
     remedies = {
-        FailureReason.OUT_OF_MEMORY: "Use a smaller context or fewer at once, fewer layers on the device or fewer slots.",
+        FailureReason.OUT_OF_MEMORY: "Use a smaller context or fewer at once, fewer layers on the device or slots.",
         FailureReason.HUNG: "Allow more time, or a smaller prompt.",
         FailureReason.REFUSED: "Change the request as the message says.",
     }

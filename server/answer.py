@@ -60,6 +60,7 @@ async def _pieces(events: Events, reply: Reply, metrics: Metrics) -> AsyncGenera
         async for said in _timed(events, metrics):
             if isinstance(said, Piece):
                 yield reply.piece(said.text)
+                await asyncio.sleep(0)  # pieces that wait already must not keep the loop from seeing the client leave
             elif isinstance(said, Finished):
                 yield reply.ending(said)
             elif isinstance(said, Rejected):
