@@ -10,11 +10,13 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 from numpy.typing import NDArray
 
+from moetune.engine.chat_template import ChatTemplate, TemplateError
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
 from moetune.engine.generation import GenerationRequest
 from moetune.engine.library import device_handle, ggml
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.native_log import NativeLog
+from moetune.engine.serving import ChatMessage
 
 # Where llama.cpp's own -ncmoe finds a layer's routed experts.
 _EXPERTS_OF_LAYER = r"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -89,14 +91,16 @@ class ModelHandle:
             llama.llama_model_free(self._model)
             self._model = None
 
-    def open_context(self, config: EngineConfig, observer: object = None) -> None:
+    def open_context(self, config: EngineConfig, observer: object = None, n_sequences: int = 1) -> None:
         """Replace the context by one with this configuration's size, types and threads. Raises EngineFailure.
 
         observer: llama.cpp's `cb_eval`, as ctypes callback; it must live as long as the context.
+        n_sequences: so many texts at once, each in a part of the KV cache as large as the configuration's.
         """
         self.close_context()
         params = llama.llama_context_default_params()
-        params.n_ctx = config.n_ctx
+        params.n_ctx = config.n_ctx * n_sequences
+        params.n_seq_max = n_sequences
         params.n_batch = min(config.n_ctx, BATCH_TOKENS)
         params.n_ubatch = min(config.n_ubatch, params.n_batch)
         params.type_k, params.type_v = _GGML_TYPE[config.type_k], _GGML_TYPE[config.type_v]
@@ -119,6 +123,19 @@ class ModelHandle:
         if self._context is not None:
             llama.llama_free(self._context)
             self._context = None
+
+    @property
+    def context(self) -> int:
+        """llama.cpp's open context. Raises EngineFailure when there is none."""
+        if self._context is None:
+            raise EngineFailure(FailureReason.REFUSED, "no context is open")
+        return self._context
+
+    @property
+    def vocab(self) -> int:
+        """llama.cpp's vocabulary of this model."""
+        vocab: int = self._vocab
+        return vocab
 
     def set_threads(self, n_threads: int, n_threads_batch: int) -> None:
         """Change the thread counts of the open context, for single tokens and for batches."""
@@ -239,20 +256,25 @@ class ModelHandle:
 
     def chat_prompt(self, text: str) -> str:
         """`text` as a user's message in the model's own chat template. Raises EngineFailure when it has none."""
-        template = llama.llama_model_chat_template(self._model, None)
-        if not template:
-            raise EngineFailure(FailureReason.REFUSED, "this model has no chat template; use raw text (--raw)")
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+        try:
+            return self.chat_template().render([ChatMessage("user", text)])
+        except TemplateError as error:
+            raise EngineFailure(FailureReason.REFUSED, f"{error}; use raw text (--raw)") from error
+
+    def chat_template(self) -> ChatTemplate:
+        """The model's own. Raises TemplateError when it has none, or a broken one."""
+        source = llama.llama_model_chat_template(self._model, None)
+        if not source:
+            raise TemplateError("this model has no chat template")
 
         def special(token: int) -> str:
             return llama.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
 
-        formatter = Jinja2ChatFormatter(
-            template=template.decode(),
-            eos_token=special(llama.llama_vocab_eos(self._vocab)),
-            bos_token=special(llama.llama_vocab_bos(self._vocab)),
+        return ChatTemplate(
+            source.decode(),
+            bos=special(llama.llama_vocab_bos(self._vocab)),
+            eos=special(llama.llama_vocab_eos(self._vocab)),
         )
-        return str(formatter(messages=[{"role": "user", "content": text}]).prompt)
 
 
 def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: list[object]) -> None:

@@ -60,7 +60,7 @@ class WorkerProcess:
         try:
             stdin.write(protocol.encode(request))
             stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it is gone; or another thread has just found it gone
             return self._crashed()
         return None
 

@@ -1,6 +1,6 @@
 """What parent and worker say to each other: one JSON object a line, validated on both sides."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -10,6 +10,7 @@ from moetune.engine.generation import GenerationRequest, GenerationStats, TextCh
 from moetune.engine.measurement import Failed, Measurement, Trace
 from moetune.engine.passage import Passage, TokenScores
 from moetune.engine.routing import RoutedBatch
+from moetune.engine.serving import Event, SequenceRequest, ServingState
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,34 @@ class Score:
     others: tuple[EngineConfig, ...]
     passage: Passage
     kind: Literal["score"] = "score"
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve up to `n_sequences` requests at once, each with a context of `config`'s size. Answer: `Serving`.
+
+    From then on, until `Quit`, only `Submit` and `Cancel` are heard, and `Said` and `State` come as they happen.
+    """
+
+    config: EngineConfig
+    n_sequences: int
+    kind: Literal["serve"] = "serve"
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Begin a request, or let it wait. Answer: any number of `Said` with its id, to `Finished` or `Rejected`."""
+
+    request: SequenceRequest
+    kind: Literal["submit"] = "submit"
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Forget a request, whatever it is at. No answer."""
+
+    id: int
+    kind: Literal["cancel"] = "cancel"
 
 
 @dataclass(frozen=True)
@@ -135,6 +164,30 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """The result of `Serve`: the tokens that one request's prompt and reply have room for."""
+
+    n_ctx: int
+    kind: Literal["serving"] = "serving"
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something about one of the requests that are being served."""
+
+    event: Event
+    kind: Literal["said"] = "said"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the serving engine is at: every few seconds, more often while it is busy, and when it becomes idle."""
+
+    state: ServingState
+    kind: Literal["state"] = "state"
+
+
+@dataclass(frozen=True)
 class Refused:
     """Any request can end like this; the worker stays usable."""
 
@@ -142,17 +195,17 @@ class Refused:
     kind: Literal["refused"] = "refused"
 
 
-Request = Load | Measure | Tokenize | Generate | Route | Score | Quit
-Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Scored | Refused
+Request = Load | Measure | Tokenize | Generate | Route | Score | Serve | Submit | Cancel | Quit
+Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Scored | Serving | Said | State | Refused
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
+_messages: TypeAdapter[Request | Response] = TypeAdapter(Annotated[Request | Response, Field(discriminator="kind")])
 _responses: TypeAdapter[Response] = TypeAdapter(Annotated[Response, Field(discriminator="kind")])
 
 
 def encode(message: Request | Response) -> bytes:
     """One line, newline included."""
-    adapter: TypeAdapter[Any] = TypeAdapter(type(message))
-    return adapter.dump_json(message) + b"\n"
+    return _messages.dump_json(message) + b"\n"
 
 
 def decode_request(line: bytes) -> Request:

@@ -116,6 +116,20 @@ class EngineRunner:
             return response.scores
         return response if isinstance(response, Failed) else self._out_of_turn(response)
 
+    def serve(
+        self, config: EngineConfig, n_sequences: int, *, time_limit_s: float
+    ) -> tuple[WorkerProcess, protocol.Serving]:
+        """An engine that serves so many requests at once; see `protocol.Serve`. Raises MoetuneError when it cannot.
+
+        The process stays this runner's: its end, by whatever cause, is the end of serving, and a next call starts anew.
+        """
+        deadline = time.monotonic() + time_limit_s
+        ready = self._start(config, deadline)
+        response = ready if isinstance(ready, Failed) else self._call(protocol.Serve(config, n_sequences), deadline)
+        if isinstance(response, protocol.Serving) and self._process is not None:
+            return self._process, response
+        raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
+
     def _call(self, request: protocol.Request, deadline: float) -> protocol.Response | Failed:
         if self._process is None:
             return Failed(FailureReason.CRASHED, "the engine process has ended")
@@ -166,7 +180,7 @@ def register_emulated(emulated: EmulatedMachine) -> None:
 
 def _engine_error(failed: Failed) -> MoetuneError:
     remedies = {
-        FailureReason.OUT_OF_MEMORY: "Use a smaller context, fewer layers on the device or fewer expert slots.",
+        FailureReason.OUT_OF_MEMORY: "Use a smaller context or fewer at once, fewer layers on the device or slots.",
         FailureReason.HUNG: "Allow more time, or a smaller prompt.",
         FailureReason.REFUSED: "Change the request as the message says.",
     }

@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -24,6 +26,7 @@ from moetune.engine.native_log import NativeLog
 from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
+from moetune.engine.sequence_context import SequenceContext
 from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
 from moetune.errors import MoetuneError
 
@@ -42,13 +45,42 @@ class Setup:
     cold_device: str | None
 
 
-class Worker:
-    """Serves one request after the other. `send` passes a response to the parent."""
+class Inbox:
+    """Requests in order, from their end on `Quit` again and again; read on a thread, so that one is seen to wait."""
 
-    def __init__(self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None]) -> None:
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        Thread(target=self._read, daemon=True).start()
+
+    def take(self, wait_s: float | None = None) -> protocol.Request | None:
+        """The next request; None when there is none within `wait_s`."""
+        try:
+            line = self._lines.get(timeout=wait_s) if wait_s != 0 else self._lines.get_nowait()
+        except Empty:
+            return None
+        request = protocol.decode_request(line) if line else protocol.Quit()
+        if isinstance(request, protocol.Quit):
+            self._lines.put(b"")  # the end stays the end, for whoever asks next
+        return request
+
+    def _read(self) -> None:
+        # Not sys.stdin, which the interpreter would want to lock when the process ends.
+        with open(0, "rb", closefd=False) as source:
+            for line in source:
+                self._lines.put(line)
+        self._lines.put(b"")
+
+
+class Worker:
+    """Serves one request after the other. `send` passes a response to the parent; `inbox` is where more may wait."""
+
+    def __init__(
+        self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None], inbox: Inbox | None = None
+    ) -> None:
         self._path = Path(setup.model_path)
         self._log = log
         self._send = send
+        self._inbox = inbox
         for path, environment in setup.backends:
             library.load_backend(Path(path), environment)
         self._cache = library.HotCache(setup.cache_device, setup.cold_device) if setup.cache_device else None
@@ -73,6 +105,8 @@ class Worker:
                     self._send(protocol.Routed(self._route(request)))
                 case protocol.Score():
                     self._send(protocol.Scored(self._score(request)))
+                case protocol.Serve():
+                    self._serve_sequences(request)
         except EngineFailure as failure:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
@@ -212,6 +246,24 @@ class Worker:
 
         return compare(self._loaded(), self._apply, request.base, request.others, request.passage)
 
+    def _serve_sequences(self, request: protocol.Serve) -> None:
+        from moetune.engine.serving_loop import ServingLoop  # what chat templates need, which few workers do
+
+        if self._inbox is None:
+            raise EngineFailure(FailureReason.REFUSED, "this worker has no inbox to serve from")
+        model = self._loaded()
+        self._set_cache(None)
+        context = SequenceContext(model, request.config, request.n_sequences, self._log)
+        self._set_cache(request.config.cache)
+        if self._cache is not None:
+            self._cache.reset_counters()
+        self._send(protocol.Serving(context.n_ctx))
+        layers = self._cache.layers if self._cache is not None else list
+        try:
+            ServingLoop(model, context, layers, self._send).run(self._inbox.take)
+        finally:
+            context.close()
+
 
 def _die_with_parent() -> None:
     """Linux ends this process when its parent dies, even in the middle of a long request."""
@@ -231,16 +283,13 @@ def main() -> None:
         responses.write(protocol.encode(response))
         responses.flush()
 
-    log = NativeLog(sys.stderr)
+    log, inbox = NativeLog(sys.stderr), Inbox()
     try:
-        worker = Worker(setup, log, send)
+        worker = Worker(setup, log, send, inbox)
     except MoetuneError as error:
         send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
         return
-    for line in sys.stdin.buffer:
-        request = protocol.decode_request(line)
-        if isinstance(request, protocol.Quit):
-            break
+    while (request := inbox.take()) is not None and not isinstance(request, protocol.Quit):
         worker.serve(request)
     worker.close()
 

@@ -33,7 +33,7 @@ def broken(kind: str, tmp_path: Path, model_file: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "text", "empty", "truncated", "corrupted"])
-@pytest.mark.parametrize("name", ["probe", "search", "run"])
+@pytest.mark.parametrize("name", ["probe", "search", "run", "serve"])
 def test_a_file_that_is_no_model(command: Command, tmp_path: Path, model_file: Path, kind: str, name: str) -> None:
     """Every command refuses it by name before it looks at the machine."""
     path = broken(kind, tmp_path, model_file)
@@ -64,6 +64,14 @@ def test_a_file_that_is_no_model(command: Command, tmp_path: Path, model_file: P
         (["run", "MODEL", "-p", "hi", "--chat"], ["--chat", "--raw"]),
         (["run", "MODEL", "-p", " \n"], ["prompt is empty"]),
         (["run", "MODEL"], ["no prompt", "-p"]),
+        (["serve", "MODEL", "--host", "::"], ["::", "MOETUNE_API_KEY"]),
+        (["serve", "MODEL", "--host", "no.such.host.invalid"], ["no.such.host.invalid", "127.0.0.1"]),
+        (["serve", "MODEL", "--host", "192.0.2.1", "--api-key", "long-enough", "--ctx", "256"], ["192.0.2.1"]),
+        (["serve", "MODEL", "--api-key", "short"], ["API key", "8"]),
+        (["serve", "MODEL", "--parallel", "0"], ["--parallel"]),
+        (["serve", "MODEL", "--port", "70000"], ["--port"]),
+        (["serve", "MODEL", "--max-body", "nan"], ["--max-body"]),
+        (["serve", "MODEL", "--ctx", "9"], ["64", "1024"]),
         (["probe", "--fresh", "--no-measure"], ["--fresh", "--no-measure"]),
         (["probe", "--format", "xml"], ["xml", "yaml"]),
     ],

@@ -11,6 +11,7 @@ from moetune.cli.probe import probe
 from moetune.cli.profiles import profiles
 from moetune.cli.run import run
 from moetune.cli.search import search
+from moetune.cli.serve import serve
 from moetune.cli.study import study
 from moetune.cli.trace import trace
 
@@ -46,6 +47,7 @@ def moetune(
     moetune run MODEL.gguf -p HI  run the model with what was found
     moetune export MODEL.gguf     the same as a start of stock llama-server
     moetune profiles list         what was found; share it, measure it again
+    moetune serve MODEL.gguf      serve it to OpenAI's clients, with what was found
     moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
     """
@@ -58,6 +60,7 @@ app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
 app.command(short_help="Write what was found as a start of stock llama-server.")(export)
+app.command(short_help="Serve the model to OpenAI's clients, with what was found.")(serve)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
 app.add_typer(study, name="study", short_help="List, show, export or drop searches.")
 app.add_typer(profiles, name="profiles", short_help="List, show, share, verify or remove what was found.")

@@ -1,5 +1,7 @@
 """What runs when there is no profile: the first baseline that a search would measure."""
 
+from dataclasses import replace
+
 from moetune.autotune.baselines import STOCK_CPU, Baseline, fixed_baselines
 from moetune.autotune.memory import memory_of, require_memory
 from moetune.autotune.request import SearchRequest
@@ -37,5 +39,14 @@ def check_devices(machine: Machine, config: EngineConfig) -> None:
 
 def check_memory(model: Model, machine: Machine, config: EngineConfig, *, allow_overcommit: bool) -> None:
     """Raise `MoetuneError` (MEMORY) for a configuration that this machine has no room for now."""
-    devices = ",".join((config.device, *config.more_devices)) if config.device is not None else NO_DEVICE
-    require_memory(memory_of(model, machine, devices), config, allow_overcommit)
+    require_memory(memory_of(model, machine, _devices(config)), config, allow_overcommit)
+
+
+def has_room(model: Model, machine: Machine, config: EngineConfig) -> bool:
+    """Whether the fast tier and RAM hold the configuration, at least without the cache's slots: those can be fewer."""
+    bare = replace(config, cache=replace(config.cache, slots=0, budget_bytes=0)) if config.cache is not None else config
+    return max(memory_of(model, machine, _devices(config)).excess_bytes(bare)) <= 0
+
+
+def _devices(config: EngineConfig) -> str:
+    return ",".join((config.device, *config.more_devices)) if config.device is not None else NO_DEVICE

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from moetune.autotune.verdict import seconds_instead_of
+from moetune.cli.configuration import Wish, profile_for, search_command, wish
 from moetune.cli.flags import Emulate, ModelFile
 from moetune.cli.formats import Format, written
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note, stream, wrapped
-from moetune.cli.run import search_command
-from moetune.cli.selection import Here, Wanted, choose
+from moetune.cli.selection import Here
 from moetune.engine.config import CacheKnobs
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.launch_text import as_command, as_data, as_environment_file, as_systemd_unit
@@ -25,7 +25,6 @@ from moetune.engine.server_launch import EMULATOR_LINK, ServerLaunch, Setting, l
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile
 from moetune.profiles.store import ProfileStore, name_of, write_file
-from moetune.profiles.workload import load_workload
 
 
 class Shape(StrEnum):
@@ -76,10 +75,10 @@ def export(
             "Leave one of them out.",
             ExitCode.USAGE,
         )
-    chosen = load_workload(workload).name if workload else None
-    here = emulated_machine(emulate)
+    emulated = emulated_machine(emulate)
     model = read_model(model_file)
-    found = _profile(model, here, profile, ctx, chosen, search_command(model_file, ctx, workload, emulate))
+    wished = wish(model, ctx, workload)
+    found = _named(profile, model, emulated) if profile is not None else _chosen(wished, model, emulated)
     launch = _launch(found, model, shutil.which(server) or server, stock=stock)
     launch = replace(launch, settings=(*launch.settings, *(Setting(flag, None, None) for flag in flags or ())))
     remarks = tuple(_remarks(found, launch, stock=stock))
@@ -93,29 +92,27 @@ def export(
         note(f"Written: {out}")
 
 
-def _profile(
-    model: Model, emulated: EmulatedMachine | None, name: str | None, ctx: int | None, workload: str | None, search: str
-) -> Profile:
-    """The one that `moetune run` would apply, or the one that is named."""
-    store, machine = ProfileStore(), seen_machine(model, emulated)
-    if name is not None:
-        named = store.named(name)
-        if named.model_fingerprint != model.fingerprint:
-            raise MoetuneError(
-                f"The profile {name_of(named)[:8]} is for another model: {named.model_name}.",
-                "Give the file of that model, or another profile.",
-                ExitCode.USAGE,
-            )
-        foreign = Here(machine.fingerprint, engine_version()).why_not(named)
-        if foreign:
-            note(wrapped(f"warning: {name_of(named)[:8]} was {foreign}. What it promises was not measured here."))
-        return named
-    choice = choose(store, Wanted(model.fingerprint, machine.fingerprint, engine_version(), ctx, workload))
-    for remark in choice.remarks:
-        note(remark)
-    if choice.profile is None:
+def _named(name: str, model: Model, emulated: EmulatedMachine | None) -> Profile:
+    found = ProfileStore().named(name)
+    if found.model_fingerprint != model.fingerprint:
+        raise MoetuneError(
+            f"The profile {name_of(found)[:8]} is for another model: {found.model_name}.",
+            "Give the file of that model, or another profile.",
+            ExitCode.USAGE,
+        )
+    foreign = Here(seen_machine(model, emulated).fingerprint, engine_version()).why_not(found)
+    if foreign:
+        note(wrapped(f"warning: {name_of(found)[:8]} was {foreign}. What it promises was not measured here."))
+    return found
+
+
+def _chosen(wished: Wish, model: Model, emulated: EmulatedMachine | None) -> Profile:
+    """The one that `moetune run` would apply."""
+    found = profile_for(wished, model, seen_machine(model, emulated))
+    if found is None:
+        search = search_command(model.path, wished, emulated)
         raise MoetuneError("No profile of this model applies here.", f"Make one: {search}", ExitCode.USAGE)
-    return choice.profile
+    return found
 
 
 def _launch(profile: Profile, model: Model, program: str, *, stock: bool) -> ServerLaunch:

@@ -1,29 +1,21 @@
 """`moetune run`."""
 
 import math
-from dataclasses import replace
-from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
-from moetune.cli.baseline import baseline_for, check_devices, check_memory
-from moetune.cli.flags import Emulate, ModelFile, Overcommit, context_for
-from moetune.cli.machine import emulated_machine, fast_tier_name, seen_machine
-from moetune.cli.output import note, stream, wrapped
+from moetune.cli.baseline import check_memory
+from moetune.cli.configuration import configuration, wish
+from moetune.cli.flags import Emulate, ModelFile, Overcommit
+from moetune.cli.machine import emulated_machine, seen_machine
+from moetune.cli.output import note, stream
 from moetune.cli.prompt import read_prompt
-from moetune.cli.selection import Wanted, choose
 from moetune.engine.config import EngineConfig
 from moetune.engine.generation import GenerationRequest, GenerationStats
-from moetune.engine.library import engine_version
 from moetune.engine.model import Model, read_model
 from moetune.engine.runner import EngineRunner
 from moetune.errors import ExitCode, MoetuneError
-from moetune.hardware.machine import Machine
-from moetune.profiles.schema import Profile
-from moetune.profiles.store import ProfileStore
-from moetune.profiles.workload import PRESETS, load_workload
 
 # A generation ends by itself at --max-tokens; this only frees the terminal from an engine that hangs.
 _TIME_LIMIT_S = 24 * 3600.0
@@ -66,11 +58,9 @@ def run(
         raise MoetuneError(
             f"--temperature {temperature:g} is not possible.", f"Use 0 to {_MAX_TEMPERATURE:g}.", ExitCode.USAGE
         )
-    chosen = load_workload(workload) if workload else None
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
-    typical = chosen or load_workload(PRESETS[0])
-    n_ctx = context_for(ctx, model, typical)
+    wished = wish(model, ctx, workload)
     request = GenerationRequest(
         prompt=read_prompt(prompt),
         max_tokens=max_tokens,
@@ -79,40 +69,10 @@ def run(
         chat=_wants_chat(chat, model),
     )
     machine = seen_machine(model, emulated)
-    wanted = Wanted(
-        model_fingerprint=model.fingerprint,
-        machine_fingerprint=machine.fingerprint,
-        engine_version=engine_version(),
-        n_ctx=ctx,
-        workload=chosen.name if chosen else None,
-    )
-    choice = choose(ProfileStore(), wanted)
-    for remark in choice.remarks:
-        note(remark)
-    if choice.profile:
-        config = _apply(choice.profile, machine)
-    else:
-        baseline = baseline_for(model, machine, fast_tier_name(machine, None, emulated), typical, n_ctx)
-        note(f"no profile applies; running the baseline: {baseline.name}")
-        note(f"to find a faster way: {search_command(model_file, ctx, workload, emulate)}")
-        config = baseline.config
+    config = configuration(wished, model, machine, emulated)
     check_memory(model, machine, config, allow_overcommit=allow_overcommit)
     with EngineRunner(model.path, emulated) as runner:
-        _answer(runner, _guarded(config), request, emulated=emulated is not None)
-
-
-def _guarded(config: EngineConfig) -> EngineConfig:
-    """Text and machine are not quite those of the search: the cache goes off by itself where it does not pay."""
-    return replace(config, cache=replace(config.cache, guard=True)) if config.cache is not None else config
-
-
-def search_command(model_file: Path, ctx: int | None, workload: str | None, emulate: str | None) -> str:
-    """What to type for a search of just this."""
-    command = ["moetune", "search", quote(str(model_file))]
-    command += ["--workload", quote(workload)] if workload else []
-    command += ["--ctx", str(ctx)] if ctx else []
-    command += ["--emulate", quote(emulate)] if emulate else []
-    return " ".join(command)
+        _answer(runner, config, request, emulated=emulated is not None)
 
 
 def _wants_chat(chat: bool | None, model: Model) -> bool:
@@ -123,14 +83,6 @@ def _wants_chat(chat: bool | None, model: Model) -> bool:
             ExitCode.USAGE,
         )
     return model.has_chat_template if chat is None else chat
-
-
-def _apply(profile: Profile, machine: Machine) -> EngineConfig:
-    check_devices(machine, profile.config)
-    emulated = f", emulated machine {profile.emulated}" if profile.emulated else ""
-    note(f"profile: {profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}{emulated}")
-    note(wrapped(profile.verdict.sentence, indent=" " * 9))
-    return profile.config
 
 
 def _answer(runner: EngineRunner, config: EngineConfig, request: GenerationRequest, *, emulated: bool) -> None:
