@@ -3,15 +3,17 @@
 import codecs
 import ctypes
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
 from numpy.typing import NDArray
 
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
-from moetune.engine.generation import GenerationRequest
+from moetune.engine.generation import GenerationRequest, Message, Role
 from moetune.engine.library import device_handle, ggml
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.native_log import NativeLog
@@ -69,6 +71,7 @@ class ModelHandle:
         """Load `path` as `config` places it; config None loads the vocabulary only. Raises EngineFailure."""
         self._log = log
         self._context: int | None = None
+        self._held: list[int] = []
         self.n_ctx = 0
         params = llama.llama_model_default_params()
         params.vocab_only = config is None
@@ -110,6 +113,7 @@ class ModelHandle:
         if not context:
             raise EngineFailure(self._log.failure(FailureReason.CONTEXT_FAILED), self._log.last_words())
         self._context = context
+        self._held = []
         self._memory = llama.llama_get_memory(context)
         self._n_batch = params.n_batch
         self.n_ctx = llama.llama_n_ctx(context)
@@ -132,10 +136,26 @@ class ModelHandle:
     def clear(self) -> None:
         """Empty the KV cache."""
         llama.llama_memory_clear(self._memory, True)
+        self._held = []
 
     def forget_from(self, position: int) -> bool:
         """Drop the KV cache from `position` on; False when this model's memory cannot be cut (recurrent layers)."""
-        return bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
+        if not llama.llama_memory_seq_rm(self._memory, 0, position, -1):
+            return False
+        del self._held[position:]
+        return True
+
+    def keep_beginning(self, tokens: Sequence[int]) -> int:
+        """Leave in the KV cache what `tokens` begin with, all but the last at most; how many need not be computed."""
+        pairs = zip(self._held, tokens[:-1], strict=False)
+        alike = min(len(self._held), len(tokens) - 1)
+        kept = next((at for at, (held, wanted) in enumerate(pairs) if held != wanted), alike)
+        # A memory that has lost its first positions (a window that slid) cannot go back to what it was then.
+        is_whole = llama.llama_memory_seq_pos_min(self._memory, 0) == 0
+        if kept == len(self._held) or (kept and is_whole and self.forget_from(kept)):
+            return kept
+        self.clear()
+        return 0
 
     def decode(self, tokens: Sequence[int], *, every_output: bool = False) -> None:
         """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure.
@@ -172,6 +192,7 @@ class ModelHandle:
         if status != 0:
             reason = self._log.failure(FailureReason.DECODE_FAILED)
             raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
+        self._held += chunk
 
     def timed_decode(self, tokens: Sequence[int]) -> float:
         """Seconds `decode` takes."""
@@ -201,17 +222,20 @@ class ModelHandle:
             raise EngineFailure(FailureReason.DECODE_FAILED, f"text needs {-n} tokens, {room} were expected at most")
         return list(array[:n])
 
-    def stream(self, tokens: Sequence[int], request: GenerationRequest) -> Generator[str, None, tuple[int, str]]:
-        """Sampled text after `tokens` have been decoded; ends at the model's own end or the request's limit.
+    def stream(self, request: GenerationRequest, unwanted: Callable[[], bool]) -> Generator[str, None, tuple[int, str]]:
+        """Sampled text after what has been decoded; ends at the model's own end, the request's limit, or when unwanted.
 
-        The generator's return value is (tokens generated, "end" or "limit").
+        The generator's return value is (tokens generated, what `GenerationStats.stopped` says).
         """
         sampler = self._sampler(request)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         piece = ctypes.create_string_buffer(512)
-        position, n_reply, stopped = len(tokens), 0, "limit"
+        n_reply, stopped = 0, "limit"
         try:
-            while n_reply < request.max_tokens and position < self.n_ctx:
+            while n_reply < request.max_tokens and len(self._held) < self.n_ctx:
+                if unwanted():
+                    stopped = "asked"
+                    break
                 token = llama.llama_sampler_sample(sampler, self._context, -1)
                 if llama.llama_vocab_is_eog(self._vocab, token):
                     stopped = "end"
@@ -220,7 +244,6 @@ class ModelHandle:
                 n_reply += 1
                 yield decoder.decode(piece.raw[: max(n_bytes, 0)])
                 self.decode([token])
-                position += 1
             yield decoder.decode(b"", final=True)
         finally:
             llama.llama_sampler_free(sampler)
@@ -237,8 +260,24 @@ class ModelHandle:
         llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(request.seed))
         return chain
 
-    def chat_prompt(self, text: str) -> str:
-        """`text` as a user's message in the model's own chat template. Raises EngineFailure when it has none."""
+    def prompt_tokens(self, request: GenerationRequest) -> list[int]:
+        """What is computed before the reply begins. Raises EngineFailure for a template that is missing or fails."""
+        messages = [*request.history, Message(Role.USER, request.prompt)]
+        if not request.chat:
+            return self.tokenize("".join(message.text for message in messages), special=True)
+        given = [{"role": str(message.role), "content": message.text} for message in messages]
+        template = self._chat_template
+        try:
+            prompt = str(template(messages=given).prompt)
+        except Exception as error:  # the template is a program out of the file: whatever it raises is its own failure
+            detail = f"the model's chat template failed: {error}; use raw text (--raw)"
+            raise EngineFailure(FailureReason.REFUSED, detail) from error
+        tokens = self.tokenize(prompt, special=True)
+        # Many templates begin with the token that is also added to every text.
+        return tokens[1:] if tokens[:2] == self.first_tokens * 2 else tokens
+
+    @cached_property
+    def _chat_template(self) -> Any:
         template = llama.llama_model_chat_template(self._model, None)
         if not template:
             raise EngineFailure(FailureReason.REFUSED, "this model has no chat template; use raw text (--raw)")
@@ -247,12 +286,11 @@ class ModelHandle:
         def special(token: int) -> str:
             return llama.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
 
-        formatter = Jinja2ChatFormatter(
+        return Jinja2ChatFormatter(
             template=template.decode(),
             eos_token=special(llama.llama_vocab_eos(self._vocab)),
             bos_token=special(llama.llama_vocab_bos(self._vocab)),
         )
-        return str(formatter(messages=[{"role": "user", "content": text}]).prompt)
 
 
 def _place(params: llama.llama_model_params, config: EngineConfig, keep_alive: list[object]) -> None:

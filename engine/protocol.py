@@ -39,8 +39,20 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
+class Render:
+    """Put a prompt together without computing anything. Answer: its `Tokens`."""
+
+    request: GenerationRequest
+    kind: Literal["render"] = "render"
+
+
+@dataclass(frozen=True)
 class Generate:
-    """Answer: any number of `Chunk`, then `Generated`."""
+    """Answer: any number of `Chunk`, then `Generated`.
+
+    Right after another one with the same configuration, what both prompts begin with is not computed again, and slots
+    stay as they are. Whatever is sent meanwhile ends it, early but in good order.
+    """
 
     config: EngineConfig
     request: GenerationRequest
@@ -69,6 +81,13 @@ class Score:
     others: tuple[EngineConfig, ...]
     passage: Passage
     kind: Literal["score"] = "score"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End a `Generate`, if there is still one. No answer of its own."""
+
+    kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ class Refused:
     kind: Literal["refused"] = "refused"
 
 
-Request = Load | Measure | Tokenize | Generate | Route | Score | Quit
+Request = Load | Measure | Tokenize | Render | Generate | Route | Score | Stop | Quit
 Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Scored | Refused
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])

@@ -9,15 +9,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
 from moetune.engine.config import CacheKnobs, EngineConfig
-from moetune.engine.generation import GenerationStats, TextChunk
+from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
@@ -42,19 +44,53 @@ class Setup:
     cold_device: str | None
 
 
-class Worker:
-    """Serves one request after the other. `send` passes a response to the parent."""
+class Inbox:
+    """Requests in order, up to `Quit` or the end of standard input; read on a thread, so that one is seen to wait."""
 
-    def __init__(self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None]) -> None:
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        Thread(target=self._read, daemon=True).start()
+
+    def __iter__(self) -> Iterator[protocol.Request]:
+        for line in iter(self._lines.get, b""):
+            request = protocol.decode_request(line)
+            if isinstance(request, protocol.Quit):
+                return
+            yield request
+
+    def waits(self) -> bool:
+        """Whether the next request is there already."""
+        return not self._lines.empty()
+
+    def _read(self) -> None:
+        # Not sys.stdin, which the interpreter would want to lock when the process ends.
+        with open(0, "rb", closefd=False) as source:
+            for line in source:
+                self._lines.put(line)
+        self._lines.put(b"")
+
+
+class Worker:
+    """Serves one request after the other. `send` passes a response to the parent; `unwanted` ends a generation."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        log: NativeLog,
+        send: Callable[[protocol.Response], None],
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._path = Path(setup.model_path)
         self._log = log
         self._send = send
+        self._unwanted = unwanted
         for path, environment in setup.backends:
             library.load_backend(Path(path), environment)
         self._cache = library.HotCache(setup.cache_device, setup.cold_device) if setup.cache_device else None
         self._model: ModelHandle | None = None
         self._config: EngineConfig | None = None
         self._recorder: RoutingRecorder | None = None
+        self._generated_with: EngineConfig | None = None
         self._used_before_bytes = 0
 
     def serve(self, request: protocol.Request) -> None:
@@ -67,12 +103,16 @@ class Worker:
                     self._send(protocol.Measured(self._measure(request.config, request.trace, request.passes)))
                 case protocol.Tokenize():
                     self._send(protocol.Tokens(tuple(self._loaded().tokenize(request.text))))
+                case protocol.Render():
+                    self._send(protocol.Tokens(tuple(self._loaded().prompt_tokens(request.request))))
                 case protocol.Generate():
                     self._generate(request)
                 case protocol.Route():
                     self._send(protocol.Routed(self._route(request)))
                 case protocol.Score():
                     self._send(protocol.Scored(self._score(request)))
+                case protocol.Stop():
+                    pass  # what it was to end has ended by itself
         except EngineFailure as failure:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
@@ -90,7 +130,7 @@ class Worker:
 
     def _load(self, request: protocol.Load) -> None:
         self.close()
-        self._model, self._config, self._recorder = None, None, None
+        self._model, self._config, self._recorder, self._generated_with = None, None, None, None
         device = request.config.device if request.config is not None else None
         self._used_before_bytes = library.device_used_bytes(device) if device else 0
         start = time.perf_counter()
@@ -108,7 +148,7 @@ class Worker:
         model.set_threads(config.n_threads, config.batch_threads)
         model.clear()
         self._set_cache(config.cache)
-        self._config, self._recorder = config, None
+        self._config, self._recorder, self._generated_with = config, None, None
         return model
 
     def _set_cache(self, knobs: CacheKnobs | None) -> None:
@@ -166,29 +206,51 @@ class Worker:
         return samples_s, False
 
     def _generate(self, request: protocol.Generate) -> None:
-        model = self._apply(request.config)
-        prompt = model.chat_prompt(request.request.prompt) if request.request.chat else request.request.prompt
-        tokens = model.tokenize(prompt, special=True)
+        goes_on = self._generated_with == request.config
+        model = self._loaded() if goes_on else self._apply(request.config)
+        tokens = model.prompt_tokens(request.request)
         if not tokens:
             raise EngineFailure(FailureReason.REFUSED, "the prompt has no tokens")
         if len(tokens) >= model.n_ctx:
             detail = f"the prompt has {len(tokens)} tokens, the context {model.n_ctx}; use a larger --ctx"
             raise EngineFailure(FailureReason.REFUSED, detail)
-        prompt_s = model.timed_decode(tokens)
-        model.require_finite_logits()
+        self._generated_with = None  # until it has ended well
+        n_kept = model.keep_beginning(tokens)
+        start = time.perf_counter()
+        n_read = self._read_prompt(model, request.config, tokens[n_kept:])
+        prompt_s = time.perf_counter() - start
         if self._cache is not None:
             self._cache.reset_counters()
         start = time.perf_counter()
-        stream = model.stream(tokens, request.request)
+        n_reply, stopped = 0, "asked"
+        if n_kept + n_read == len(tokens):
+            model.require_finite_logits()
+            n_reply, stopped = self._reply(model, request.request)
+        reply_s = time.perf_counter() - start
+        counters = library.total(self._cache.layers()) if self._cache is not None else None
+        self._generated_with = request.config
+        stats = GenerationStats(n_read, prompt_s, n_reply, reply_s, stopped, counters, n_kept)
+        self._send(protocol.Generated(stats))
+
+    def _read_prompt(self, model: ModelHandle, config: EngineConfig, tokens: list[int]) -> int:
+        """Compute the prompt unless that becomes unwanted; the tokens computed."""
+        # Several devices work on micro-batches in turn, which a look at every one of them would forbid.
+        step = config.n_ubatch if not config.more_devices else len(tokens)
+        n_read = 0
+        while n_read < len(tokens) and not self._unwanted():
+            model.decode(tokens[n_read : n_read + step])
+            n_read = min(n_read + step, len(tokens))
+        return n_read
+
+    def _reply(self, model: ModelHandle, request: GenerationRequest) -> tuple[int, str]:
+        """Send text as it comes; the tokens generated, and why no more."""
+        stream = model.stream(request, self._unwanted)
         while True:
             try:
                 self._send(protocol.Chunk(TextChunk(next(stream))))
             except StopIteration as end:
                 n_reply, stopped = end.value
-                break
-        reply_s = time.perf_counter() - start
-        counters = library.total(self._cache.layers()) if self._cache is not None else None
-        self._send(protocol.Generated(GenerationStats(len(tokens), prompt_s, n_reply, reply_s, stopped, counters)))
+                return n_reply, stopped
 
     def _route(self, request: protocol.Route) -> RoutedBatch:
         model = self._loaded()
@@ -196,7 +258,7 @@ class Worker:
             # A context that is being watched serves nothing else: watching costs time.
             recorder = RoutingRecorder()
             model.open_context(request.config, recorder.callback)
-            self._config, self._recorder = request.config, recorder
+            self._config, self._recorder, self._generated_with = request.config, recorder, None
         if request.begins:
             model.clear()
         tokens = [*(model.first_tokens if request.begins else ()), *request.tokens]
@@ -231,16 +293,13 @@ def main() -> None:
         responses.write(protocol.encode(response))
         responses.flush()
 
-    log = NativeLog(sys.stderr)
+    log, inbox = NativeLog(sys.stderr), Inbox()
     try:
-        worker = Worker(setup, log, send)
+        worker = Worker(setup, log, send, inbox.waits)
     except MoetuneError as error:
         send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
         return
-    for line in sys.stdin.buffer:
-        request = protocol.decode_request(line)
-        if isinstance(request, protocol.Quit):
-            break
+    for request in inbox:
         worker.serve(request)
     worker.close()
 
