@@ -14,15 +14,30 @@ EXPORT_VERSION = 1
 
 
 def to_json(study: StoredStudy) -> str:
+    """`to_dict` as text."""
+    return json.dumps(to_dict(study), indent=1, ensure_ascii=False)
+
+
+def to_dict(study: StoredStudy) -> dict[str, Any]:
     """Identity, every trial with its raw samples, every block of the side-by-side; seconds and bytes throughout."""
-    content = {
+    return {
         "export_version": EXPORT_VERSION,
         "study": study.key,
         "identity": asdict(study.identity),
         "trials": [_trial(trial) for trial in study.trials],
         "blocks": [_block(block) for block in study.blocks],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def summary_of(study: StoredStudy) -> dict[str, Any]:
+    """What a list of studies says of one; best_turn_s is the turn time of its fastest trial."""
+    return {
+        "study": study.key,
+        "identity": asdict(study.identity),
+        "trials": len(study.records),
+        "best_turn_s": study.best.turn_s if study.best is not None else None,
+        "last_at": _time(study.last_at),
+    }
 
 
 def to_csv(study: StoredStudy) -> str:

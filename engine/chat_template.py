@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moetune.engine.serving import ChatMessage
+from moetune.engine.generation import ChatMessage
 
 
 class TemplateError(Exception):

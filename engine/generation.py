@@ -1,4 +1,4 @@
-"""What text generation yields."""
+"""What text generation is asked, and what it yields."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,39 @@ from moetune.engine.measurement import CacheCounters
 
 
 @dataclass(frozen=True)
+class ChatMessage:
+    """One message of a conversation; `role` is a name that the model's own chat template knows."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature 0 is greedy: the seed and top_p then change nothing.
+
+    presence_penalty, frequency_penalty: taken off the logits of tokens that have come before, once and each time.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt. chat: wrap it in the model's own chat template. temperature 0 is greedy."""
+    """One prompt.
+
+    chat: put it, after `history`, into the model's own chat template; else all texts follow one another as they are.
+    """
 
     prompt: str
     max_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
+    sampling: Sampling = Sampling()
     chat: bool = False
+    history: tuple[ChatMessage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,7 +50,10 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """The last item of a generation. stopped: "end" (the model ended), "limit" (max_tokens or context reached)."""
+    """The last item of a generation. n_prompt: tokens computed; n_kept: those before them, known from the last one.
+
+    stopped: "end" (the model ended), "limit" (max_tokens or context reached), "asked" (by whoever wanted the text).
+    """
 
     n_prompt: int
     prompt_s: float
@@ -33,3 +61,4 @@ class GenerationStats:
     reply_s: float
     stopped: str
     counters: CacheCounters | None
+    n_kept: int = 0

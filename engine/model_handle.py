@@ -3,7 +3,8 @@
 import codecs
 import ctypes
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from moetune.engine.chat_template import ChatTemplate, TemplateError
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
-from moetune.engine.generation import GenerationRequest
+from moetune.engine.generation import ChatMessage, GenerationRequest
 from moetune.engine.library import device_handle, ggml
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.native_log import NativeLog
-from moetune.engine.serving import ChatMessage
+from moetune.engine.prefix import known_prefix
+from moetune.engine.sampler import Sampler
 
 # Where llama.cpp's own -ncmoe finds a layer's routed experts.
 _EXPERTS_OF_LAYER = r"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -48,6 +50,8 @@ _LOAD_MODE = {
 _SPLIT_MODE = {SplitMode.LAYER: llama.LLAMA_SPLIT_MODE_LAYER, SplitMode.ROW: llama.LLAMA_SPLIT_MODE_ROW}
 
 BATCH_TOKENS = 2048
+# Of a token's text; the longest of any known vocabulary is a run of 256 spaces.
+_PIECE_BYTES = 4096
 
 
 class EngineFailure(Exception):
@@ -71,6 +75,8 @@ class ModelHandle:
         """Load `path` as `config` places it; config None loads the vocabulary only. Raises EngineFailure."""
         self._log = log
         self._context: int | None = None
+        self._held: list[int] = []
+        self._piece = ctypes.create_string_buffer(_PIECE_BYTES)
         self.n_ctx = 0
         params = llama.llama_model_default_params()
         params.vocab_only = config is None
@@ -114,6 +120,7 @@ class ModelHandle:
         if not context:
             raise EngineFailure(self._log.failure(FailureReason.CONTEXT_FAILED), self._log.last_words())
         self._context = context
+        self._held = []
         self._memory = llama.llama_get_memory(context)
         self._n_batch = params.n_batch
         self.n_ctx = llama.llama_n_ctx(context)
@@ -149,10 +156,24 @@ class ModelHandle:
     def clear(self) -> None:
         """Empty the KV cache."""
         llama.llama_memory_clear(self._memory, True)
+        self._held = []
 
     def forget_from(self, position: int) -> bool:
         """Drop the KV cache from `position` on; False when this model's memory cannot be cut (recurrent layers)."""
-        return bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
+        if not llama.llama_memory_seq_rm(self._memory, 0, position, -1):
+            return False
+        del self._held[position:]
+        return True
+
+    def keep_beginning(self, tokens: Sequence[int]) -> int:
+        """Leave in the KV cache what `tokens` begin with, all but the last at most; how many need not be computed."""
+        kept = known_prefix(self._held, tokens)
+        # A memory that has lost its first positions (a window that slid) cannot go back to what it was then.
+        is_whole = llama.llama_memory_seq_pos_min(self._memory, 0) == 0
+        if kept == len(self._held) or (kept and is_whole and self.forget_from(kept)):
+            return kept
+        self.clear()
+        return 0
 
     def decode(self, tokens: Sequence[int], *, every_output: bool = False) -> None:
         """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure.
@@ -189,6 +210,7 @@ class ModelHandle:
         if status != 0:
             reason = self._log.failure(FailureReason.DECODE_FAILED)
             raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
+        self._held += chunk
 
     def timed_decode(self, tokens: Sequence[int]) -> float:
         """Seconds `decode` takes."""
@@ -218,60 +240,67 @@ class ModelHandle:
             raise EngineFailure(FailureReason.DECODE_FAILED, f"text needs {-n} tokens, {room} were expected at most")
         return list(array[:n])
 
-    def stream(self, tokens: Sequence[int], request: GenerationRequest) -> Generator[str, None, tuple[int, str]]:
-        """Sampled text after `tokens` have been decoded; ends at the model's own end or the request's limit.
+    def text_of(self, token: int) -> bytes:
+        """A token's bytes, which need not be whole characters; none for control tokens."""
+        n_bytes = llama.llama_token_to_piece(self._vocab, token, self._piece, _PIECE_BYTES, 0, False)
+        return self._piece.raw[: max(n_bytes, 0)]
 
-        The generator's return value is (tokens generated, "end" or "limit").
-        """
-        sampler = self._sampler(request)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        piece = ctypes.create_string_buffer(512)
-        position, n_reply, stopped = len(tokens), 0, "limit"
+    def ends(self, token: int) -> bool:
+        """Whether the model ends its text with this token."""
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+
+    def prompt_tokens(self, request: GenerationRequest) -> list[int]:
+        """What is computed before the reply begins. Raises EngineFailure for a template that is missing or fails."""
+        messages = (*request.history, ChatMessage("user", request.prompt))
+        if not request.chat:
+            return self.tokenize("".join(message.content for message in messages), special=True)
         try:
-            while n_reply < request.max_tokens and position < self.n_ctx:
-                token = llama.llama_sampler_sample(sampler, self._context, -1)
-                if llama.llama_vocab_is_eog(self._vocab, token):
-                    stopped = "end"
-                    break
-                n_bytes = llama.llama_token_to_piece(self._vocab, token, piece, len(piece), 0, False)
-                n_reply += 1
-                yield decoder.decode(piece.raw[: max(n_bytes, 0)])
-                self.decode([token])
-                position += 1
-            yield decoder.decode(b"", final=True)
-        finally:
-            llama.llama_sampler_free(sampler)
-        return n_reply, stopped
-
-    def _sampler(self, request: GenerationRequest) -> int:
-        chain: int = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if request.temperature <= 0:
-            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
-            return chain
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_k(40))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_min_p(0.05, 1))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(request.temperature))
-        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(request.seed))
-        return chain
-
-    def chat_prompt(self, text: str) -> str:
-        """`text` as a user's message in the model's own chat template. Raises EngineFailure when it has none."""
-        try:
-            return self.chat_template().render([ChatMessage("user", text)])
+            return self.chat_tokens(messages)
         except TemplateError as error:
             raise EngineFailure(FailureReason.REFUSED, f"{error}; use raw text (--raw)") from error
 
-    def chat_template(self) -> ChatTemplate:
-        """The model's own. Raises TemplateError when it has none, or a broken one."""
+    def stream(self, request: GenerationRequest, unwanted: Callable[[], bool]) -> Generator[str, None, tuple[int, str]]:
+        """Sampled text after what has been decoded; ends at the model's own end, the request's limit, or when unwanted.
+
+        The generator's return value is (tokens generated, what `GenerationStats.stopped` says).
+        """
+        sampler = Sampler(self.context, request.sampling, self.n_vocab)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        n_reply, stopped = 0, "limit"
+        try:
+            while n_reply < request.max_tokens and len(self._held) < self.n_ctx:
+                if unwanted():
+                    stopped = "asked"
+                    break
+                token = sampler.choose()
+                if self.ends(token):
+                    stopped = "end"
+                    break
+                n_reply += 1
+                yield decoder.decode(self.text_of(token))
+                self.decode([token])
+            yield decoder.decode(b"", final=True)
+        finally:
+            sampler.free()
+        return n_reply, stopped
+
+    def chat_tokens(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """A conversation in the model's own template, to where the reply begins. Raises TemplateError."""
+        tokens = self.tokenize(self._chat_template.render(messages), special=True)
+        # Many templates begin with the token that is also added to every text.
+        return tokens[1:] if tokens[:2] == self.first_tokens * 2 else tokens
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
         source = llama.llama_model_chat_template(self._model, None)
         if not source:
             raise TemplateError("this model has no chat template")
 
         def special(token: int) -> str:
-            return llama.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
+            return llama.llama_vocab_get_text(self._vocab, token).decode(errors="replace") if token >= 0 else ""
 
         return ChatTemplate(
-            source.decode(),
+            source.decode(errors="replace"),
             bos=special(llama.llama_vocab_bos(self._vocab)),
             eos=special(llama.llama_vocab_eos(self._vocab)),
         )

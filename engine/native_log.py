@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import logging
 from collections import deque
 from functools import cache
 from typing import TextIO
@@ -18,15 +19,27 @@ _CONTINUED_LEVEL = 5
 _MEMORY_WORDS = ("failed to allocate", "out of memory", "unable to allocate", "alloc_tensor_range", "cannot allocate")
 
 
-class _Nowhere(io.TextIOBase):
+# Every line, of this process and of engine processes, at level DEBUG: for whoever wants to see them.
+LINES = logging.getLogger("moetune.engine")
+
+
+class _Lines(io.TextIOBase):
+    """A sink that passes whole lines on to `LINES`."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
     def write(self, text: str) -> int:
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in whole:
+            LINES.debug("%s", line)
         return len(text)
 
 
 @cache
 def silence() -> "NativeLog":
-    """Keep llama.cpp quiet in this process from now on."""
-    return NativeLog(_Nowhere())
+    """Keep llama.cpp quiet in this process from now on; what it says goes to `LINES`."""
+    return NativeLog(_Lines())
 
 
 class NativeLog:

@@ -1,6 +1,7 @@
 """The parent's end of one worker process: requests with a time limit, and every way it can die as a typed failure."""
 
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from threading import Thread
+from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
 
 from moetune.engine import protocol
 from moetune.engine.measurement import Failed, FailureReason
+from moetune.engine.native_log import LINES
 from moetune.engine.worker import Setup
 
 _LOG_TAIL_BYTES = 16384
@@ -24,14 +28,18 @@ class WorkerProcess:
     def __init__(self, setup: Setup) -> None:
         self._log = tempfile.TemporaryFile(prefix="moetune-engine-")  # noqa: SIM115  (closed by `kill`)
         read_fd, write_fd = os.pipe()
+        is_heard = LINES.isEnabledFor(logging.DEBUG)
         command = [sys.executable, "-m", "moetune.engine.worker", TypeAdapter(Setup).dump_json(setup).decode()]
         self._process = subprocess.Popen(
             [*command, str(write_fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._log,
+            stderr=subprocess.PIPE if is_heard else self._log,
             pass_fds=(write_fd,),
         )
+        self._listener = Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
+        if is_heard:
+            self._listener.start()
         os.close(write_fd)
         self._responses = os.fdopen(read_fd, "rb", buffering=0)
         self._selector = selectors.DefaultSelector()
@@ -63,6 +71,13 @@ class WorkerProcess:
         except (OSError, ValueError):  # it is gone; or another thread has just found it gone
             return self._crashed()
         return None
+
+    def stop(self) -> None:
+        """End a generation, if one runs. That the process is gone, or just being written to, is the caller's to see."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._process.stdin.write(protocol.encode(protocol.Stop()))
+                self._process.stdin.flush()
 
     def receive(self, deadline: float) -> protocol.Response | Failed:
         """The next response; past `deadline` (time.monotonic) the process is killed."""
@@ -96,6 +111,7 @@ class WorkerProcess:
         self._process.wait()
         if self._responses.closed:
             return
+        self._hear_out()
         self._selector.close()
         self._responses.close()
         self._log.close()
@@ -111,6 +127,7 @@ class WorkerProcess:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             status = 0
+        self._hear_out()
         tail = self._log_tail()
         self.kill()
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
@@ -118,6 +135,18 @@ class WorkerProcess:
         if "bad_alloc" in tail or "MemoryError" in tail:
             reason = FailureReason.OUT_OF_MEMORY
         return Failed(reason, f"the engine process ended with {how}. {tail}".strip())
+
+    def _listen(self, source: IO[bytes]) -> None:
+        # A line that comes after the log was closed is of a process that was given up.
+        with source, contextlib.suppress(ValueError):
+            for line in source:
+                self._log.write(line)
+                LINES.debug("%s", line.decode(errors="replace").rstrip("\n"))
+
+    def _hear_out(self) -> None:
+        """Wait for the last lines of a process that has ended; a debugger it started may hold their pipe open."""
+        if self._listener.is_alive():
+            self._listener.join(timeout=5)
 
     def _log_tail(self) -> str:
         size = self._log.seek(0, os.SEEK_END)

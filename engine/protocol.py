@@ -40,12 +40,31 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
+class Render:
+    """Put a prompt together without computing anything. Answer: its `Tokens`."""
+
+    request: GenerationRequest
+    kind: Literal["render"] = "render"
+
+
+@dataclass(frozen=True)
 class Generate:
-    """Answer: any number of `Chunk`, then `Generated`."""
+    """Answer: any number of `Chunk`, then `Generated`.
+
+    Right after another one with the same configuration, what both prompts begin with is not computed again, and slots
+    stay as they are. Whatever is sent meanwhile ends it, early but in good order.
+    """
 
     config: EngineConfig
     request: GenerationRequest
     kind: Literal["generate"] = "generate"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End a `Generate`, if there is still one. No answer of its own."""
+
+    kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -195,7 +214,7 @@ class Refused:
     kind: Literal["refused"] = "refused"
 
 
-Request = Load | Measure | Tokenize | Generate | Route | Score | Serve | Submit | Cancel | Quit
+Request = Load | Measure | Tokenize | Render | Generate | Stop | Route | Score | Serve | Submit | Cancel | Quit
 Response = Ready | Measured | Tokens | Chunk | Generated | Routed | Scored | Serving | Said | State | Refused
 
 _requests: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])

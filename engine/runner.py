@@ -75,6 +75,26 @@ class EngineRunner:
             return response.tokens
         raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
 
+    def load(self, config: EngineConfig, *, time_limit_s: float) -> None:
+        """Load the model as `config` places it unless it lies there already. Raises MoetuneError when that fails."""
+        ready = self._ready(config, time.monotonic() + time_limit_s)
+        if isinstance(ready, Failed):
+            raise _engine_error(ready)
+
+    def prompt_tokens(self, config: EngineConfig, request: GenerationRequest, *, time_limit_s: float) -> int:
+        """Tokens of the whole prompt, history and template included. Raises MoetuneError when the engine fails."""
+        deadline = time.monotonic() + time_limit_s
+        ready = self._ready(config, deadline)
+        response = ready if isinstance(ready, Failed) else self._call(protocol.Render(request), deadline)
+        if isinstance(response, protocol.Tokens):
+            return len(response.tokens)
+        raise _engine_error(response if isinstance(response, Failed) else self._out_of_turn(response))
+
+    def stop(self) -> None:
+        """End the generation that runs, from a signal's handler or another thread; it then ends with its statistics."""
+        if self._process is not None:
+            self._process.stop()
+
     def generate(
         self, config: EngineConfig, request: GenerationRequest, *, time_limit_s: float
     ) -> Iterator[TextChunk | GenerationStats]:

@@ -1,6 +1,5 @@
 """One context that holds several sequences, each with room and positions of its own."""
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,17 +7,11 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from moetune.engine.config import EngineConfig
+from moetune.engine.generation import Sampling
 from moetune.engine.measurement import FailureReason
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
-from moetune.engine.serving import Sampling
-
-# Of a token's text; the longest of any known vocabulary is a run of 256 spaces.
-_PIECE_BYTES = 4096
-# What llama.cpp's own programs narrow the choice to above temperature 0, besides top_p.
-_TOP_K = 40
-_MIN_P = 0.05
-_PENALISED_TOKENS = 256
+from moetune.engine.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,6 @@ class SequenceContext:
         self.n_ctx: int = llama.llama_n_ctx_seq(self._context)
         self.n_batch: int = llama.llama_n_ubatch(self._context)
         self._batch = llama.llama_batch_init(max(self.n_batch, n_rows), 0, 1)
-        self._piece = ctypes.create_string_buffer(_PIECE_BYTES)
 
     def close(self) -> None:
         """Free the batch; the context is the model's."""
@@ -100,49 +92,13 @@ class SequenceContext:
         return last - llama.llama_memory_seq_pos_min(self._memory, row) + 1 if last >= 0 else 0
 
     def text_of(self, token: int) -> bytes:
-        """A token's bytes, which need not be whole characters; none for control tokens."""
-        n_bytes = llama.llama_token_to_piece(self._model.vocab, token, self._piece, _PIECE_BYTES, 0, False)
-        return self._piece.raw[: max(n_bytes, 0)]
+        """See `ModelHandle`."""
+        return self._model.text_of(token)
 
     def ends(self, token: int) -> bool:
-        """Whether the model ends its text with this token."""
-        return bool(llama.llama_vocab_is_eog(self._model.vocab, token))
+        """See `ModelHandle`."""
+        return self._model.ends(token)
 
-    def sampler(self, sampling: Sampling) -> "Sampler":
+    def sampler(self, sampling: Sampling) -> Sampler:
         """A sequence's own sampler."""
         return Sampler(self._context, sampling, self._model.n_vocab)
-
-
-class Sampler:
-    """Chooses the tokens of one sequence; free it when that ends."""
-
-    def __init__(self, context: int, sampling: Sampling, n_vocab: int) -> None:
-        self._context = context
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for link in _links(sampling, n_vocab):
-            llama.llama_sampler_chain_add(self._chain, link)
-
-    def choose(self, index: int) -> int:
-        """The next token, from the logits of the last batch's token `index`."""
-        return int(llama.llama_sampler_sample(self._chain, self._context, index))
-
-    def free(self) -> None:
-        """Give its memory back."""
-        llama.llama_sampler_free(self._chain)
-
-
-def _links(sampling: Sampling, n_vocab: int) -> list[int]:
-    links = []
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        penalties = sampling.frequency_penalty, sampling.presence_penalty
-        links.append(llama.llama_sampler_init_penalties(n_vocab, _PENALISED_TOKENS, 1.0, *penalties))
-    if sampling.temperature <= 0:
-        return [*links, llama.llama_sampler_init_greedy()]
-    return [
-        *links,
-        llama.llama_sampler_init_top_k(_TOP_K),
-        llama.llama_sampler_init_top_p(sampling.top_p, 1),
-        llama.llama_sampler_init_min_p(_MIN_P, 1),
-        llama.llama_sampler_init_temp(sampling.temperature),
-        llama.llama_sampler_init_dist(sampling.seed),
-    ]

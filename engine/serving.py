@@ -3,29 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moetune.engine.generation import ChatMessage, Sampling
 from moetune.engine.measurement import CacheCounters
-
-
-@dataclass(frozen=True)
-class ChatMessage:
-    """One message of a conversation; `role` is a name that the model's own chat template knows."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy: the seed and top_p then change nothing.
-
-    presence_penalty, frequency_penalty: taken off the logits of tokens that have come before, once and each time.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
 
 
 @dataclass(frozen=True)

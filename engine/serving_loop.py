@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable
 
 from moetune.engine import library, protocol
-from moetune.engine.chat_template import ChatTemplate, TemplateError
+from moetune.engine.chat_template import TemplateError
+from moetune.engine.generation import ChatMessage
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.sequence_context import SequenceContext
@@ -46,7 +47,6 @@ class ServingLoop:
         self._context = context
         self._layers = layers
         self._send = send
-        self._template: ChatTemplate | None = None
         self._waiting: deque[tuple[SequenceRequest, list[int]]] = deque()
         self._running: dict[int, Sequence] = {}  # by row
         self._held: list[list[int]] = [[] for _ in range(context.n_rows)]  # what free rows begin with
@@ -102,11 +102,7 @@ class ServingLoop:
     def _tokens(self, prompt: str | tuple[ChatMessage, ...]) -> list[int]:
         if isinstance(prompt, str):
             return self._model.tokenize(prompt, special=True)
-        if self._template is None:
-            self._template = self._model.chat_template()
-        tokens = self._model.tokenize(self._template.render(prompt), special=True)
-        # Many templates begin with the token that is also added to every text.
-        return tokens[1:] if tokens[:2] == self._model.first_tokens * 2 else tokens
+        return self._model.chat_tokens(prompt)
 
     def _cancel(self, request_id: int) -> None:
         """Forget a request, if it still runs or waits; nothing more is said about it."""
@@ -126,10 +122,8 @@ class ServingLoop:
             self._running[row] = Sequence(request, tokens, self._context, row, n_kept)
 
     def _keepable(self, row: int, tokens: list[int]) -> int:
-        """Tokens, in whole pieces, that a free row holds already; the last of a prompt is always computed."""
-        pairs = zip(self._held[row], tokens[:-1], strict=False)
-        alike = min(len(self._held[row]), len(tokens) - 1)
-        alike = next((i for i, (held, wanted) in enumerate(pairs) if held != wanted), alike)
+        """Tokens, in whole pieces, that a free row holds already."""
+        alike = known_prefix(self._held[row], tokens)
         return alike - alike % self._context.n_batch
 
     def _generate(self) -> None:

@@ -11,15 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
 from moetune.engine.config import CacheKnobs, EngineConfig
-from moetune.engine.generation import GenerationStats, TextChunk
+from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
+from moetune.engine.inbox import Inbox
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
@@ -27,6 +26,7 @@ from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
 from moetune.engine.sequence_context import SequenceContext
+from moetune.engine.serving_loop import ServingLoop
 from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
 from moetune.errors import MoetuneError
 
@@ -45,37 +45,11 @@ class Setup:
     cold_device: str | None
 
 
-class Inbox:
-    """Requests in order, from their end on `Quit` again and again; read on a thread, so that one is seen to wait."""
-
-    def __init__(self) -> None:
-        self._lines: SimpleQueue[bytes] = SimpleQueue()
-        Thread(target=self._read, daemon=True).start()
-
-    def take(self, wait_s: float | None = None) -> protocol.Request | None:
-        """The next request; None when there is none within `wait_s`."""
-        try:
-            line = self._lines.get(timeout=wait_s) if wait_s != 0 else self._lines.get_nowait()
-        except Empty:
-            return None
-        request = protocol.decode_request(line) if line else protocol.Quit()
-        if isinstance(request, protocol.Quit):
-            self._lines.put(b"")  # the end stays the end, for whoever asks next
-        return request
-
-    def _read(self) -> None:
-        # Not sys.stdin, which the interpreter would want to lock when the process ends.
-        with open(0, "rb", closefd=False) as source:
-            for line in source:
-                self._lines.put(line)
-        self._lines.put(b"")
-
-
 class Worker:
     """Serves one request after the other. `send` passes a response to the parent; `inbox` is where more may wait."""
 
     def __init__(
-        self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None], inbox: Inbox | None = None
+        self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None], inbox: Inbox
     ) -> None:
         self._path = Path(setup.model_path)
         self._log = log
@@ -87,6 +61,7 @@ class Worker:
         self._model: ModelHandle | None = None
         self._config: EngineConfig | None = None
         self._recorder: RoutingRecorder | None = None
+        self._generated_with: EngineConfig | None = None
         self._used_before_bytes = 0
 
     def serve(self, request: protocol.Request) -> None:
@@ -99,12 +74,16 @@ class Worker:
                     self._send(protocol.Measured(self._measure(request.config, request.trace, request.passes)))
                 case protocol.Tokenize():
                     self._send(protocol.Tokens(tuple(self._loaded().tokenize(request.text))))
+                case protocol.Render():
+                    self._send(protocol.Tokens(tuple(self._loaded().prompt_tokens(request.request))))
                 case protocol.Generate():
                     self._generate(request)
                 case protocol.Route():
                     self._send(protocol.Routed(self._route(request)))
                 case protocol.Score():
                     self._send(protocol.Scored(self._score(request)))
+                case protocol.Stop():
+                    pass  # what it was to end has ended by itself
                 case protocol.Serve():
                     self._serve_sequences(request)
         except EngineFailure as failure:
@@ -124,7 +103,7 @@ class Worker:
 
     def _load(self, request: protocol.Load) -> None:
         self.close()
-        self._model, self._config, self._recorder = None, None, None
+        self._model, self._config, self._recorder, self._generated_with = None, None, None, None
         device = request.config.device if request.config is not None else None
         self._used_before_bytes = library.device_used_bytes(device) if device else 0
         start = time.perf_counter()
@@ -142,7 +121,7 @@ class Worker:
         model.set_threads(config.n_threads, config.batch_threads)
         model.clear()
         self._set_cache(config.cache)
-        self._config, self._recorder = config, None
+        self._config, self._recorder, self._generated_with = config, None, None
         return model
 
     def _set_cache(self, knobs: CacheKnobs | None) -> None:
@@ -200,29 +179,51 @@ class Worker:
         return samples_s, False
 
     def _generate(self, request: protocol.Generate) -> None:
-        model = self._apply(request.config)
-        prompt = model.chat_prompt(request.request.prompt) if request.request.chat else request.request.prompt
-        tokens = model.tokenize(prompt, special=True)
+        goes_on = self._generated_with == request.config
+        model = self._loaded() if goes_on else self._apply(request.config)
+        tokens = model.prompt_tokens(request.request)
         if not tokens:
             raise EngineFailure(FailureReason.REFUSED, "the prompt has no tokens")
         if len(tokens) >= model.n_ctx:
             detail = f"the prompt has {len(tokens)} tokens, the context {model.n_ctx}; use a larger --ctx"
             raise EngineFailure(FailureReason.REFUSED, detail)
-        prompt_s = model.timed_decode(tokens)
-        model.require_finite_logits()
+        self._generated_with = None  # until it has ended well
+        n_kept = model.keep_beginning(tokens)
+        start = time.perf_counter()
+        n_read = self._read_prompt(model, request.config, tokens[n_kept:])
+        prompt_s = time.perf_counter() - start
         if self._cache is not None:
             self._cache.reset_counters()
         start = time.perf_counter()
-        stream = model.stream(tokens, request.request)
+        n_reply, stopped = 0, "asked"
+        if n_kept + n_read == len(tokens):
+            model.require_finite_logits()
+            n_reply, stopped = self._reply(model, request.request)
+        reply_s = time.perf_counter() - start
+        counters = library.total(self._cache.layers()) if self._cache is not None else None
+        self._generated_with = request.config
+        stats = GenerationStats(n_read, prompt_s, n_reply, reply_s, stopped, counters, n_kept)
+        self._send(protocol.Generated(stats))
+
+    def _read_prompt(self, model: ModelHandle, config: EngineConfig, tokens: list[int]) -> int:
+        """Compute the prompt unless something else is asked for; the tokens computed."""
+        # Several devices work on micro-batches in turn, which a look at every one of them would forbid.
+        step = config.n_ubatch if not config.more_devices else len(tokens)
+        n_read = 0
+        while n_read < len(tokens) and not self._inbox.waits():
+            model.decode(tokens[n_read : n_read + step])
+            n_read = min(n_read + step, len(tokens))
+        return n_read
+
+    def _reply(self, model: ModelHandle, request: GenerationRequest) -> tuple[int, str]:
+        """Send text as it comes; the tokens generated, and why no more."""
+        stream = model.stream(request, self._inbox.waits)
         while True:
             try:
                 self._send(protocol.Chunk(TextChunk(next(stream))))
             except StopIteration as end:
                 n_reply, stopped = end.value
-                break
-        reply_s = time.perf_counter() - start
-        counters = library.total(self._cache.layers()) if self._cache is not None else None
-        self._send(protocol.Generated(GenerationStats(len(tokens), prompt_s, n_reply, reply_s, stopped, counters)))
+                return n_reply, stopped
 
     def _route(self, request: protocol.Route) -> RoutedBatch:
         model = self._loaded()
@@ -230,7 +231,7 @@ class Worker:
             # A context that is being watched serves nothing else: watching costs time.
             recorder = RoutingRecorder()
             model.open_context(request.config, recorder.callback)
-            self._config, self._recorder = request.config, recorder
+            self._config, self._recorder, self._generated_with = request.config, recorder, None
         if request.begins:
             model.clear()
         tokens = [*(model.first_tokens if request.begins else ()), *request.tokens]
@@ -247,10 +248,6 @@ class Worker:
         return compare(self._loaded(), self._apply, request.base, request.others, request.passage)
 
     def _serve_sequences(self, request: protocol.Serve) -> None:
-        from moetune.engine.serving_loop import ServingLoop  # what chat templates need, which few workers do
-
-        if self._inbox is None:
-            raise EngineFailure(FailureReason.REFUSED, "this worker has no inbox to serve from")
         model = self._loaded()
         self._set_cache(None)
         context = SequenceContext(model, request.config, request.n_sequences, self._log)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from moetune.engine.serving import ChatMessage, Sampling, SequenceRequest
+from moetune.engine.generation import ChatMessage, Sampling
+from moetune.engine.serving import SequenceRequest
 from moetune.server.errors import ApiError
 
 _MAX_MESSAGES = 4096

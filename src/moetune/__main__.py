@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(args=arguments, prog_name="moetune", standalone_mode=False)
         sys.stdout.flush()
     except MoetuneError as error:
-        return _report(error)
+        return _failed(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
@@ -39,17 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         # What typer raises for a wrong flag or argument; its public subclass is the stable way to name it.
         if isinstance(error, typer.BadParameter.__mro__[1]):
-            return _report(_from_typer(error))
+            return _failed(_from_typer(error))
         raise
     return code if isinstance(code, int) else ExitCode.OK
 
 
-def _report(error: MoetuneError) -> ExitCode:
-    from moetune.cli.output import note
+def _failed(error: MoetuneError) -> ExitCode:
+    from moetune.cli.output import report
 
-    note(f"error: {error.cause}")
-    for line in error.remedy.splitlines():
-        note(f"  {line}")
+    report(error)
     return error.code
 
 
@@ -57,7 +55,14 @@ def _from_typer(error: Exception) -> MoetuneError:
     message = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "moetune"
-    return MoetuneError(message, f"See `{command} --help`.", ExitCode.USAGE)
+    remedy = f"See `{command} --help`."
+    parameter = getattr(error, "param", None)
+    source = context.get_parameter_source(parameter.name) if context is not None and parameter is not None else None
+    if source is not None and source.name == "DEFAULT_MAP":
+        from moetune.cli.config_file import config_path
+
+        remedy = f"It is the value in {config_path()}. {remedy}"
+    return MoetuneError(message, remedy, ExitCode.USAGE)
 
 
 def _reader_is_gone() -> ExitCode:

@@ -41,8 +41,11 @@ class _PlainLoader(yaml.SafeLoader):
         return mapping
 
 
-def read_mapping(path: Path, *, max_bytes: int) -> dict[str, Any]:
-    """The mapping in the file at `path`. Raises `BadYaml` on anything else, `OSError` when it cannot be read."""
+def read_mapping(path: Path, *, max_bytes: int, empty: bool = False) -> dict[str, Any]:
+    """The mapping in the file at `path`; with `empty` also what says nothing. Raises `BadYaml` on anything else.
+
+    Raises `OSError` when the file cannot be read.
+    """
     with path.open("rb") as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
@@ -59,6 +62,8 @@ def read_mapping(path: Path, *, max_bytes: int) -> dict[str, Any]:
         raise BadYaml(f"not valid YAML{where}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise BadYaml(f"not plain YAML text: {str(error).splitlines()[0]}") from error
+    if data is None and empty:
+        return {}
     if not isinstance(data, dict):
         raise BadYaml("not a mapping of names to values")
     return data

@@ -13,7 +13,7 @@ from command_outcome import Command
 from moetune.cli.machine import seen_machine
 from moetune.cli.output import stream
 from moetune.engine.config import CacheKnobs, EngineConfig
-from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
+from moetune.engine.generation import GenerationRequest, GenerationStats, Sampling, TextChunk
 from moetune.engine.library import engine_version
 from moetune.engine.measurement import CacheCounters
 from moetune.engine.model import read_model
@@ -175,7 +175,7 @@ def test_the_prompt_can_be_piped(command: Command, engine: FakeEngine, model_fil
 def test_flags_reach_the_engine(command: Command, engine: FakeEngine, model_file: Path) -> None:
     """Length, temperature and seed arrive as typed; a model without a template runs raw."""
     command("run", str(model_file), "-p", "hi", "--max-tokens", "7", "--temperature", "0.5", "--seed", "3")
-    assert engine.requests == [GenerationRequest("hi", 7, temperature=0.5, seed=3, chat=False)]
+    assert engine.requests == [GenerationRequest("hi", 7, Sampling(0.5, seed=3), chat=False)]
 
 
 def test_interrupting_ends_the_line_and_the_engine(command: Command, engine: FakeEngine, model_file: Path) -> None:

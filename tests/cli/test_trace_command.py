@@ -82,7 +82,7 @@ def test_what_was_recorded_is_shown_again_without_a_new_pass(start: Start, model
     code, again, err = finish(start("trace", model))
     assert (code, err) == (0, "")
     assert again == first
-    code, out, err = finish(start("trace", model, "--json", "--slots", "3,1", "--set", "interval=2"))
+    code, out, err = finish(start("trace", model, "--format", "json", "--slots", "3,1", "--set", "interval=2"))
     assert code == 0, err
     report = json.loads(out)
     assert [w["name"] for w in report["workloads"]] == ["prose", "other"]

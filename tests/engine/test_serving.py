@@ -10,20 +10,18 @@ import pytest
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine import protocol
 from moetune.engine.config import CacheKnobs, EngineConfig
-from moetune.engine.generation import GenerationRequest, TextChunk
+from moetune.engine.generation import ChatMessage, GenerationRequest, Sampling, TextChunk
 from moetune.engine.measurement import Failed
 from moetune.engine.process import WorkerProcess
 from moetune.engine.runner import EngineRunner
 from moetune.engine.serving import (
     Accepted,
-    ChatMessage,
     Event,
     Finish,
     Finished,
     Piece,
     Refusal,
     Rejected,
-    Sampling,
     SequenceRequest,
     ServingState,
 )

@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from moetune import __version__
+from moetune.cli.config_file import read_defaults
 from moetune.cli.export import export
+from moetune.cli.inspect import inspect
 from moetune.cli.plan import plan
 from moetune.cli.probe import probe
 from moetune.cli.profiles import profiles
@@ -15,10 +17,9 @@ from moetune.cli.serve import serve
 from moetune.cli.study import study
 from moetune.cli.trace import trace
 
-# Completion would add two flags of its own; rich's boxes would break `--help` in pipes and ignore terminal width.
+# rich's boxes would break `--help` in pipes and ignore terminal width.
 app = typer.Typer(
     name="moetune",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,25 +43,29 @@ def moetune(
 
     \b
     moetune probe                 what this machine is, measured
+    moetune inspect MODEL.gguf    what is in it, and how much of it fits here
     moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
-    moetune run MODEL.gguf -p HI  run the model with what was found
-    moetune export MODEL.gguf     the same as a start of stock llama-server
-    moetune profiles list         what was found; share it, measure it again
+    moetune run MODEL.gguf        chat with the model, run with what was found
     moetune serve MODEL.gguf      serve it to OpenAI's clients, with what was found
+    moetune export MODEL.gguf     what was found as a start of stock llama-server
+    moetune profiles list         what was found; share it, measure it again
     moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:
+        context.default_map = read_defaults(context.command)
 
 
 app.command(short_help="Show what this machine is, measured.")(probe)
+app.command(short_help="Show what is in a model, and how much of it fits here.")(inspect)
 app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
-app.command(short_help="Run the model with what was found.")(run)
-app.command(short_help="Write what was found as a start of stock llama-server.")(export)
+app.command(short_help="Chat with the model, or ask it once, with what was found.")(run)
 app.command(short_help="Serve the model to OpenAI's clients, with what was found.")(serve)
+app.command(short_help="Write what was found as a start of stock llama-server.")(export)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
-app.add_typer(study, name="study", short_help="List, show, export or drop searches.")
 app.add_typer(profiles, name="profiles", short_help="List, show, share, verify or remove what was found.")
+app.add_typer(study, name="study", short_help="List, show, export or drop searches.")

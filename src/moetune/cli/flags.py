@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from moetune.cli.output import show_engine_log
 from moetune.engine.config import KvType
 from moetune.engine.emulator import PRESETS
 from moetune.engine.model import Model
@@ -21,6 +22,10 @@ Emulate = Annotated[
 ]
 Overcommit = Annotated[
     bool, typer.Option("--allow-overcommit", help="Go on if the model is larger than all memory, reading it from disk.")
+]
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", callback=show_engine_log, help="Show what llama.cpp logs, on standard error.")
 ]
 
 Storage = Annotated[

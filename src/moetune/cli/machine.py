@@ -2,6 +2,7 @@
 
 from moetune.cli.folders import machines_folder
 from moetune.cli.output import note
+from moetune.cli.progress import waiting
 from moetune.engine.emulator import EmulatedMachine, parse_emulated
 from moetune.engine.model import Model
 from moetune.engine.native_log import silence
@@ -26,7 +27,8 @@ def seen_machine(model: Model | None, emulated: EmulatedMachine | None) -> Machi
 def measured_machine(model: Model | None, emulated: EmulatedMachine | None, *, fresh: bool = False) -> Machine:
     """The machine with its rates, remembered ones where they still hold and `fresh` does not forbid them."""
     _add(emulated)
-    found = load_or_probe(machines_folder(), model.path if model else None, _expert_bytes(model), remeasure=fresh)
+    with waiting("looking at this machine; what is not remembered is measured"):
+        found = load_or_probe(machines_folder(), model.path if model else None, _expert_bytes(model), remeasure=fresh)
     for warning in found.warnings:
         note(f"warning: {warning.message}")
     return found.machine

@@ -1,7 +1,5 @@
 """`moetune plan`."""
 
-import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +10,12 @@ from moetune.autotune.plan import plan_for
 from moetune.autotune.plan_table import plan_table
 from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.trace import shape_for
-from moetune.cli.flags import Emulate, ModelFile, context_for, kv_types
+from moetune.cli.flags import Emulate, ModelFile, Verbose, context_for, kv_types
 from moetune.cli.folders import studies_folder
+from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import note, show
+from moetune.cli.progress import waiting
 from moetune.engine.library import engine_version
 from moetune.engine.model import Model, read_model
 from moetune.engine.routing_file import read_routing
@@ -23,13 +23,6 @@ from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine_file import read_machine_file
 from moetune.profiles.store import ProfileStore
 from moetune.profiles.workload import load_workload
-
-
-class Format(StrEnum):
-    """How a plan is printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def plan(
@@ -54,7 +47,8 @@ def plan(
         DEFAULT_KV_TYPES
     ),
     emulate: Emulate = None,
-    format: Annotated[Format, typer.Option("--format", help="How to print the plan.")] = Format.TABLE,
+    format: Printed = Format.TABLE,
+    verbose: Verbose = False,
 ) -> None:
     """Predict memory and speed, and what limits them, without running the model.
 
@@ -85,8 +79,9 @@ def plan(
         device=fast_tier_name(here, device, emulated),
         kv_types=competing,
     )
-    found = plan_for(request, here, model, hits)
-    show(json.dumps(found.to_dict(), indent=2) if format is Format.JSON else plan_table(found))
+    with waiting("predicting"):
+        found = plan_for(request, here, model, hits)
+    show(plan_table(found) if format is Format.TABLE else written(found.to_dict(), format))
 
 
 def recorded_hits(model: Model) -> HitCurve | None:

@@ -1,38 +1,28 @@
 """`moetune probe`."""
 
-import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
-from moetune.cli.flags import Emulate
+from moetune.cli.flags import Emulate, Verbose
+from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, measured_machine, seen_machine
 from moetune.cli.output import show
 from moetune.engine.model import read_model
 from moetune.errors import ExitCode, MoetuneError
-from moetune.hardware.machine import Machine
 from moetune.hardware.render import machine_table
-
-
-class Format(StrEnum):
-    """How a machine is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
 
 
 def probe(
     model_file: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="A GGUF file, to measure its disk and its experts' size.")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="How to print the machine.")] = Format.TABLE,
+    format: Printed = Format.TABLE,
     emulate: Emulate = None,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Only look; time nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is remembered.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show what this machine is: processors, memory, devices, the links between them, and how fast each really is.
 
@@ -48,12 +38,4 @@ def probe(
     model = read_model(model_file) if model_file else None
     emulated = emulated_machine(emulate)
     machine = seen_machine(model, emulated) if no_measure else measured_machine(model, emulated, fresh=fresh)
-    show(_text(machine, format))
-
-
-def _text(machine: Machine, format: Format) -> str:
-    if format is Format.JSON:
-        return json.dumps(machine.to_dict(), indent=2)
-    if format is Format.YAML:
-        return yaml.safe_dump(machine.to_dict(), sort_keys=False, allow_unicode=True).rstrip()
-    return machine_table(machine)
+    show(machine_table(machine) if format is Format.TABLE else written(machine.to_dict(), format))

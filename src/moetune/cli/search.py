@@ -21,7 +21,7 @@ from moetune.autotune.sequential import FEWEST
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
-from moetune.cli.flags import Emulate, ModelFile, Overcommit, Storage, context_for, duration_s, kv_types
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, Storage, Verbose, context_for, duration_s, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
@@ -81,6 +81,7 @@ def search(
     ] = SearchRequest.sampler,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
     storage: Storage = None,
+    verbose: Verbose = False,
 ) -> None:
     """Find the fastest way to run the model here, prove it against stock llama.cpp, and remember it.
 

@@ -9,7 +9,7 @@ import typer
 from moetune.cli.address import Address, listen, resolve
 from moetune.cli.baseline import check_memory, has_room
 from moetune.cli.configuration import configuration, wish
-from moetune.cli.flags import Emulate, ModelFile, Overcommit
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, Verbose
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note
 from moetune.engine.config import EngineConfig
@@ -57,6 +57,7 @@ def serve(
     ] = None,
     emulate: Emulate = None,
     allow_overcommit: Overcommit = False,
+    verbose: Verbose = False,
 ) -> None:
     """Serve the model to OpenAI's clients over HTTP, with the profile that `moetune search` saved for it.
 

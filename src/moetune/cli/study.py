@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from moetune.autotune.database import Database, parse_database
-from moetune.autotune.export import to_csv, to_json
-from moetune.autotune.shelf import Studies, studies_of
+from moetune.autotune.export import summary_of, to_csv, to_dict, to_json
+from moetune.autotune.shelf import Shelf, Studies, studies_of
 from moetune.autotune.study_table import studies_table, study_table
 from moetune.cli.confirm import confirm
 from moetune.cli.flags import Storage
 from moetune.cli.folders import studies_folder
+from moetune.cli.formats import Format, Printed, written
 from moetune.cli.output import note, printable, show
+from moetune.cli.progress import waiting
 from moetune.profiles.store import write_file
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or as much of it as tells it apart.")]
@@ -41,30 +43,35 @@ def studies(context: typer.Context) -> None:
 
 
 @study.command("list", short_help="Every search that is remembered.")
-def list_studies(storage: Storage = None) -> None:
+def list_studies(format: Printed = Format.TABLE, storage: Storage = None) -> None:
     """List the studies: what was searched on which machine, how many trials, and the best turn time.
 
     \b
     moetune study list
     moetune study list --storage postgresql://tuner@host/moetune
     """
-    shelf = _studies(storage).read()
+    shelf = _read(storage)
     for error in shelf.unusable:
         note(f"warning: {error.cause} {error.remedy}")
-    if shelf.studies:
+    if format is not Format.TABLE:
+        show(written([summary_of(found) for found in shelf.studies], format))
+    elif shelf.studies:
         show(printable(studies_table(shelf.studies), keep="\n"))
     else:
         note("There are no studies yet; `moetune search MODEL` begins one.")
 
 
 @study.command("show", short_help="The trials of one study.")
-def show_study(name: Name, storage: Storage = None) -> None:
+def show_study(name: Name, format: Printed = Format.TABLE, storage: Storage = None) -> None:
     """Show every trial of a study: its outcome, turn time and speeds, which constraints it broke, and who ran it.
 
     \b
     moetune study show 4be1
+    moetune study show 4be1 --format yaml
     """
-    show(printable(study_table(_studies(storage).read().find(name)), keep="\n"))
+    found = _read(storage).find(name)
+    table = format is Format.TABLE
+    show(printable(study_table(found), keep="\n") if table else written(to_dict(found), format))
 
 
 @study.command("export", short_help="One study with all raw samples, as JSON or CSV.")
@@ -82,7 +89,7 @@ def export_study(
     moetune study export 4be1 > study.json
     moetune study export 4be1 --format csv --out trials.csv
     """
-    found = _studies(storage).read().find(name)
+    found = _read(storage).find(name)
     text = to_json(found) + "\n" if file_format is ExportFormat.JSON else to_csv(found)
     if out is None:
         sys.stdout.write(text)
@@ -102,14 +109,18 @@ def drop_study(
     \b
     moetune study drop 4be1
     """
-    kept = _studies(storage)
-    found = kept.read().find(name)
+    found = _read(storage).find(name)
     about = found.identity
     what = f"{about.model_name}, {about.workload}, context {about.n_ctx}, {len(found.records)} trials"
     if not yes:
         confirm(f"Delete {found.key[:8]} ({what})?", "whether to delete the study")
-    kept.drop(found.key)
+    _studies(storage).drop(found.key)
     note(f"Deleted: {found.key[:8]} ({what})")
+
+
+def _read(storage: str | None) -> Shelf:
+    with waiting("reading the studies"):
+        return _studies(storage).read()
 
 
 def _studies(storage: str | None) -> Studies:

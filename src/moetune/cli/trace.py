@@ -1,6 +1,5 @@
 """`moetune trace`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,11 @@ import typer
 
 from moetune.autotune.knobs import default_threads
 from moetune.cli.baseline import check_memory
-from moetune.cli.flags import ModelFile, Overcommit, check_context
+from moetune.cli.flags import ModelFile, Overcommit, Verbose, check_context
+from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import seen_machine
 from moetune.cli.output import note, show
-from moetune.cli.progress import Bar
+from moetune.cli.progress import Bar, waiting
 from moetune.cli.texts import NamedText, read_texts
 from moetune.engine.config import EngineConfig
 from moetune.engine.model import Model, read_model
@@ -66,8 +66,9 @@ def trace(
         Path | None, typer.Option("--out", help="The recording's file; default: beside the model's profiles.")
     ] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Also draw everything into this PNG file.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    format: Printed = Format.TABLE,
     allow_overcommit: Overcommit = False,
+    verbose: Verbose = False,
 ) -> None:
     """Record which experts the model chooses on your texts, and what each cache policy would make of it.
 
@@ -98,7 +99,7 @@ def trace(
     report = _replayed(routing, chosen_slots or slot_counts(routing), settings)
     if figure is not None:
         write_figure(report, _figure_title(model), figure)
-    _show(report, path, figure, as_json=json_)
+    _show(report, path, figure, format)
 
 
 def _check_figure(figure: Path) -> None:
@@ -128,7 +129,8 @@ def _config(model: Model, ctx: int | None, threads: int | None, *, allow_overcom
 
 def _record(model: Model, config: EngineConfig, texts: tuple[NamedText, ...], most_tokens: int) -> Routing:
     with EngineRunner(model.path) as runner:
-        workloads = tuple(_tokens_of(text, runner, most_tokens) for text in texts)
+        with waiting("reading the vocabulary and the texts"):
+            workloads = tuple(_tokens_of(text, runner, most_tokens) for text in texts)
         with Bar("recording, tokens", sum(len(workload.tokens) for workload in workloads)) as bar:
             routing = record(runner, config, model.fingerprint, workloads, bar.advance)
     for workload in routing.workloads:
@@ -189,9 +191,9 @@ def _figure_title(model: Model) -> str:
     return f"Expert routing of {model.name}"
 
 
-def _show(report: RoutingReport, path: Path, figure: Path | None, *, as_json: bool) -> None:
-    show(json.dumps(report.to_dict(), indent=1) if as_json else f"{report_tables(report)}\n")
-    say = note if as_json else show
+def _show(report: RoutingReport, path: Path, figure: Path | None, form: Format) -> None:
+    show(f"{report_tables(report)}\n" if form is Format.TABLE else written(report.to_dict(), form))
+    say = show if form is Format.TABLE else note
     say(f"Recording: {path}")
     if figure is not None:
         say(f"Figure:    {figure}")

@@ -18,7 +18,7 @@ from moetune.autotune.sequential import FEWEST
 from moetune.autotune.trace import build_trace, shape_for
 from moetune.autotune.verify import Holding, Recheck, renewed, verify
 from moetune.cli.baseline import check_devices, check_memory
-from moetune.cli.flags import Emulate, ModelFile, Overcommit
+from moetune.cli.flags import Emulate, ModelFile, Overcommit, Verbose
 from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note, printable, show, wrapped
@@ -50,6 +50,7 @@ def verify_profile(
     emulate: Emulate = None,
     allow_overcommit: Overcommit = False,
     format: Printed = Format.TABLE,
+    verbose: Verbose = False,
 ) -> None:
     """Measure a profile's configuration again, side by side with the baseline that it beat.
 
