@@ -10,6 +10,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 from numpy.typing import NDArray
 
+from moetune.engine.activity import FLOW
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
 from moetune.engine.generation import GenerationRequest
 from moetune.engine.library import device_handle, ggml
@@ -113,6 +114,7 @@ class ModelHandle:
         self._memory = llama.llama_get_memory(context)
         self._n_batch = params.n_batch
         self.n_ctx = llama.llama_n_ctx(context)
+        FLOW.kv_cells, FLOW.kv_room = 0, self.n_ctx
 
     def close_context(self) -> None:
         """Free the context, if there is one."""
@@ -132,10 +134,13 @@ class ModelHandle:
     def clear(self) -> None:
         """Empty the KV cache."""
         llama.llama_memory_clear(self._memory, True)
+        FLOW.kv_cells = 0
 
     def forget_from(self, position: int) -> bool:
         """Drop the KV cache from `position` on; False when this model's memory cannot be cut (recurrent layers)."""
-        return bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
+        done = bool(llama.llama_memory_seq_rm(self._memory, 0, position, -1))
+        FLOW.kv_cells = position if done else FLOW.kv_cells
+        return done
 
     def decode(self, tokens: Sequence[int], *, every_output: bool = False) -> None:
         """Append tokens to sequence 0, logits for the last one, and wait for the result. Raises EngineFailure.
@@ -172,6 +177,7 @@ class ModelHandle:
         if status != 0:
             reason = self._log.failure(FailureReason.DECODE_FAILED)
             raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
+        FLOW.decoded(len(chunk))
 
     def timed_decode(self, tokens: Sequence[int]) -> float:
         """Seconds `decode` takes."""

@@ -4,6 +4,7 @@ Started as ``python -m moetune.engine.worker SETUP_JSON RESPONSE_FD``; requests 
 Whatever happens to it — a crash in native code, memory refused, a kill — happens to this process only.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
+from moetune.engine.activity import Activity, DeviceMemory, LayerActivity, sample
 from moetune.engine.config import CacheKnobs, EngineConfig
 from moetune.engine.generation import GenerationStats, TextChunk
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
@@ -25,6 +27,7 @@ from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
 from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
+from moetune.engine.watching import WATCH_VARIABLE, Watchtower, watch_folder
 from moetune.errors import MoetuneError
 
 
@@ -56,6 +59,8 @@ class Worker:
         self._config: EngineConfig | None = None
         self._recorder: RoutingRecorder | None = None
         self._used_before_bytes = 0
+        self._emulated = bool(setup.backends)
+        self._devices: tuple[str, ...] = ()
 
     def serve(self, request: protocol.Request) -> None:
         """Answer one request; an EngineFailure or MoetuneError becomes `Refused` and the worker goes on."""
@@ -78,6 +83,31 @@ class Worker:
         except MoetuneError as error:
             self._send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
 
+    def activity(self) -> Activity:
+        """What this process does now; safe from another thread while a request is served."""
+        layers = self._cache.layers() if self._cache is not None else []
+        return sample(
+            self._path.stem,
+            tuple(DeviceMemory(name, *library.device_memory_bytes(name)) for name in self._devices),
+            tuple(self._layer_activity(state) for state in sorted(layers, key=lambda state: state.layer)),
+            emulated=self._emulated,
+        )
+
+    def _layer_activity(self, state: library.LayerState) -> LayerActivity:
+        heat, residents = self._cache.experts(state.layer) if self._cache is not None else ([], [])
+        c = state.counters
+        return LayerActivity(
+            layer=state.layer,
+            n_slots=state.n_slots,
+            hits=c.hits,
+            misses=c.misses,
+            promotions=c.promotions,
+            bytes_moved=c.bytes_moved,
+            pays=not c.layers_off,
+            heat=tuple(round(each, 3) for each in heat),
+            residents=tuple(residents),
+        )
+
     def close(self) -> None:
         """Free the model before the process ends."""
         if self._model is not None:
@@ -92,6 +122,7 @@ class Worker:
         self.close()
         self._model, self._config, self._recorder = None, None, None
         device = request.config.device if request.config is not None else None
+        self._devices = (device, *request.config.more_devices) if request.config is not None and device else ()
         self._used_before_bytes = library.device_used_bytes(device) if device else 0
         start = time.perf_counter()
         self._model = ModelHandle(self._path, self._log, request.config)
@@ -237,12 +268,23 @@ def main() -> None:
     except MoetuneError as error:
         send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
         return
-    for line in sys.stdin.buffer:
-        request = protocol.decode_request(line)
-        if isinstance(request, protocol.Quit):
-            break
-        worker.serve(request)
+    with _watched(worker):
+        for line in sys.stdin.buffer:
+            request = protocol.decode_request(line)
+            if isinstance(request, protocol.Quit):
+                break
+            worker.serve(request)
     worker.close()
+
+
+def _watched(worker: Worker) -> contextlib.AbstractContextManager[object]:
+    """Open to `moetune monitor` where the command allows it; a run is not worth losing for want of a socket."""
+    if WATCH_VARIABLE in os.environ:
+        try:
+            return Watchtower(watch_folder() / f"{os.getpid()}.sock", worker.activity)
+        except MoetuneError as error:
+            print(f"moetune: {error.cause}", file=sys.stderr)
+    return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

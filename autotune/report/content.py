@@ -1,5 +1,6 @@
 """Everything a report says, but for its charts, in the words it is said in."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,6 +10,7 @@ from moetune.autotune.report.contenders import Comparison, Contender, comparison
 from moetune.autotune.report.parameters import OptunaPlot, PlotKind, optuna_plots
 from moetune.autotune.report.quality_chart import Known, quality_chart
 from moetune.autotune.report.search_charts import failures, hit_chart, regret_chart, speed_chart
+from moetune.autotune.sequential import Interval
 from moetune.autotune.shelf import StoredStudy
 from moetune.autotune.study_table import study_table
 from moetune.autotune.verdict import VerdictKind
@@ -148,16 +150,27 @@ def _row(contender: Contender) -> Row:
         return Row(contender.name, contender.words, ("–",) * len(_HEADS), contender.failure or "not measured")
     turns = contender.turns_s
     cells = (
-        f"{figures.turn_s:.3g}",
-        f"{min(turns):.3g}–{max(turns):.3g}, n={len(turns)}",
+        _seconds(figures.turn_s),
+        f"{_seconds(min(turns))}–{_seconds(max(turns))}, n={len(turns)}",
         f"{figures.pp_tps:,.4g}",
         f"{figures.tg_tps:,.4g}",
         "" if figures.hit_rate is None else f"{figures.hit_rate:.0%}",
         f"{figures.fast_bytes / _MIB:,.1f}",
         f"{interval.gain:.2f}×" if interval is not None else "",
-        f"{interval.low:.2f}–{interval.high:.2f}" if interval is not None else "",
+        _bounds(interval) if interval is not None else "",
     )
     return Row(contender.name, contender.words, cells, standing)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _bounds(interval: Interval) -> str:
+    """Few rounds may leave a side open."""
+    if interval.low <= 0 and math.isinf(interval.high):
+        return "no bounds yet"
+    return f"{interval.low:.2f}–" + ("" if math.isinf(interval.high) else f"{interval.high:.2f}")
 
 
 def _model(sources: Sources) -> Facts:

@@ -1,6 +1,7 @@
 """Charts as plotly figures, for the page."""
 
 import json
+import math
 from html import escape
 from itertools import cycle
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import optuna.visualization as optuna_plotly
 import plotly.graph_objects as go
 
-from moetune.autotune.report.chart import Axis, Chart, Mark, Point, Series
+from moetune.autotune.report.chart import Axis, Chart, Guide, Mark, Point, Series
 from moetune.autotune.report.parameters import OptunaPlot, PlotKind, evaluator_for
 
 # Okabe and Ito's colours, which people who see few colours can tell apart.
@@ -44,17 +45,32 @@ def _own(chart: Chart) -> go.Figure:
         hovermode="closest",
     )
     if chart.shade_title:
+        figure.add_traces([_legend_entry(*each) for each in zip(chart.series, cycle(_SYMBOLS), strict=False)])
         figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": {"title": {"text": chart.shade_title}}})
     figure.update_xaxes(**_axis(chart.x))
     figure.update_yaxes(**_axis(chart.y))
     for guide in chart.guides:
-        line = {"line_dash": "dash", "line_color": _GREY, "line_width": 1}
-        note = {"annotation_text": _plain(guide.label), "annotation_font_size": 11, "annotation_font_color": _GREY}
-        if rows:
-            figure.add_vline(guide.value, **line, **note, annotation_position="bottom right")
-        else:
-            figure.add_hline(guide.value, **line, **note, annotation_position="top right")
+        _add_guide(figure, guide, chart)
     return figure
+
+
+def _add_guide(figure: go.Figure, guide: Guide, chart: Chart) -> None:
+    rows = bool(chart.y.rows)
+    line = {"line_dash": "dash", "line_color": _GREY, "line_width": 1}
+    figure.add_vline(guide.value, **line) if rows else figure.add_hline(guide.value, **line)
+    # On a logarithmic axis plotly takes positions of lines as values, and of notes as exponents.
+    at = math.log10(guide.value) if chart.y.log else guide.value
+    where: dict[str, Any] = {"x": at, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    if not rows:
+        where = {"x": 0, "y": at, "xref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    figure.add_annotation(text=_plain(guide.label), showarrow=False, font={"size": 11, "color": _GREY}, **where)
+
+
+def _legend_entry(series: Series, symbol: str) -> go.Scatter:
+    """For points whose colour says something else: their shape alone."""
+    return go.Scatter(
+        x=[None], y=[None], name=_plain(series.name), mode="markers", marker={"symbol": symbol, "size": 9, "color": _GREY}
+    )
 
 
 def _trace(series: Series, colour: str, symbol: str, chart: Chart) -> go.Scatter:
@@ -70,11 +86,12 @@ def _trace(series: Series, colour: str, symbol: str, chart: Chart) -> go.Scatter
     if chart.shade_title:
         marker |= {"color": [p.shade for p in points], "coloraxis": "coloraxis", "size": 11}
         marker["line"] = {"width": 1, "color": "white"}
+        shown["showlegend"] = False
     if any(p.spread for p in points):
         shown["error_x" if rows else "error_y"] = _spread(points, colour, along_x=rows)
     value = "%{x:.4g}" if rows else "%{x:.4g}, %{y:.4g}"
     template = f"%{{customdata}}<br>{value}<extra>{_plain(series.name)}</extra>"
-    text = [_plain(p.tag or p.label) for p in points]
+    text = [_plain(p.tag) for p in points]
     hover = [_plain(p.label) for p in points]
     mode = "markers+text" if any(p.tag for p in points) else "markers"
     return go.Scatter(
@@ -109,7 +126,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.limits is not None:
         shown["range"] = list(axis.limits)
     if axis.log:
-        shown |= {"dtick": "D2", "exponentformat": "power"}
+        shown |= {"dtick": 1, "exponentformat": "power"}
     return shown
 
 

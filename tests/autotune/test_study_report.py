@@ -102,7 +102,7 @@ def test_the_table_holds_the_verdicts_figures(searched: tuple[SearchRequest, Sea
     (winner,) = [row for row in report.contender_rows if row.standing == "won"]
     assert result.verdict.result is not None
     assert result.verdict.interval is not None
-    assert winner.cells[0] == f"{result.verdict.result.turn_s:.3g}"
+    assert winner.cells[0] == f"{result.verdict.result.turn_s:#.3g}"
     assert winner.cells[6] == f"{result.verdict.interval.gain:.2f}×"
 
 

@@ -32,9 +32,9 @@ def every_flag(command: object) -> list[str]:
     return [*flags(command), *(flag for sub in below for flag in flags(sub))]
 
 
-def test_there_are_seven_commands() -> None:
+def test_there_are_eight_commands() -> None:
     """A new command must be documented and tested here."""
-    assert sorted(COMMANDS) == ["plan", "probe", "report", "run", "search", "study", "trace"]
+    assert sorted(COMMANDS) == ["monitor", "plan", "probe", "report", "run", "search", "study", "trace"]
 
 
 def test_every_subcommand_is_documented() -> None:

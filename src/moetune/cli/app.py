@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from moetune import __version__
+from moetune.cli.monitor import monitor
 from moetune.cli.plan import plan
 from moetune.cli.probe import probe
 from moetune.cli.report import report
@@ -43,6 +44,7 @@ def moetune(
     moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf -p HI  run the model with what was found
+    moetune monitor               watch a running model in another terminal
     moetune report MODEL.gguf     what was found as one HTML page with charts
     moetune study list            what was searched, and every trial
     moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
@@ -56,5 +58,6 @@ app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Run the model with what was found.")(run)
 app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
+app.command(short_help="Watch a running model: tokens, KV cache, experts, memory.")(monitor)
 app.command(short_help="Write what was found as one HTML page with charts.")(report)
 app.add_typer(study, name="study", short_help="List, show, export or drop searches.")

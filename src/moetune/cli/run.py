@@ -19,6 +19,7 @@ from moetune.engine.generation import GenerationRequest, GenerationStats
 from moetune.engine.library import engine_version
 from moetune.engine.model import Model, read_model
 from moetune.engine.runner import EngineRunner
+from moetune.engine.watching import allow_watching
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import Machine
 from moetune.profiles.schema import Profile
@@ -97,6 +98,7 @@ def run(
         note(f"to find a faster way: {_search_command(model_file, ctx, workload, emulate)}")
         config = baseline.config
     check_memory(model, machine, config, allow_overcommit=allow_overcommit)
+    allow_watching()
     with EngineRunner(model.path, emulated) as runner:
         _answer(runner, _guarded(config), request, emulated=emulated is not None)
 
