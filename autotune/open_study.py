@@ -18,7 +18,7 @@ from moetune.autotune.heart import Heart
 from moetune.autotune.identity import IDENTITY, StudyIdentity
 from moetune.autotune.journal import exclusive, move_corrupt_aside, open_journal
 from moetune.autotune.outbox import Outbox
-from moetune.autotune.shelf import IDENTITY_ATTR, identity_in
+from moetune.autotune.shelf import IDENTITY_ATTR, KNOBS_ATTR, identity_in
 from moetune.autotune.space import Space
 from moetune.autotune.study import REASON_ATTR, RECORD_ATTR, Others, Study, UnreadableRecord
 from moetune.errors import ExitCode, MoetuneError
@@ -57,7 +57,7 @@ def _alone(path: Path, identity: StudyIdentity, space: Space, sampler_of: Sample
     storage = open_journal(path)
     try:
         _fail_unfinished(storage, identity.key)
-        return Study(_load(storage, identity, sampler_of), space, this_worker())
+        return Study(_load(storage, identity, space, sampler_of), space, this_worker())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise move_corrupt_aside(path, error) from None
 
@@ -92,7 +92,7 @@ def _shared(
         worker = this_worker()
         try:
             _join(storage, identity, note)
-            study = _load(storage, identity, lambda done: sampler_of(done + crc32(worker.encode()) % (1 << 30)))
+            study = _load(storage, identity, space, lambda done: sampler_of(done + crc32(worker.encode()) % (1 << 30)))
             joined = Study(study, space, worker, Others(heart, outbox, note))
             for unsent in outbox.waiting():
                 joined.deliver(unsent)
@@ -129,12 +129,15 @@ def _join(storage: BaseStorage, identity: StudyIdentity, note: Callable[[str], N
             note("The storage holds this search with another device or other knobs; this one begins its own study.")
 
 
-def _load(storage: BaseStorage, identity: StudyIdentity, sampler_of: SamplerOf) -> optuna.Study:
+def _load(storage: BaseStorage, identity: StudyIdentity, space: Space, sampler_of: SamplerOf) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=identity.key, direction=StudyDirection.MINIMIZE, load_if_exists=True
     )
     if IDENTITY_ATTR not in study.user_attrs:
         study.set_user_attr(IDENTITY_ATTR, IDENTITY.dump_json(identity).decode())
+    if KNOBS_ATTR not in study.user_attrs:
+        # Ordered choices are stored by their place among these.
+        study.set_user_attr(KNOBS_ATTR, {knob.name: knob.choices for knob in space.knobs})
     # Another seed after a resume, or the sampler would repeat its first proposals.
     study.sampler = sampler_of(len(study.get_trials(deepcopy=False)))
     return study

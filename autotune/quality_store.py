@@ -11,6 +11,7 @@ from moetune.engine.config import KvType
 from moetune.profiles.store import write_file
 
 _MAX_FILE_BYTES = 64 << 10
+_MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,28 @@ class QualityStore:
 
     def find(self, key: QualityKey) -> QualityFigures | None:
         """The figures remembered for exactly this key."""
-        try:
-            with self.path_of(key).open("rb") as file:
-                found = _REMEMBERED.validate_json(file.read(_MAX_FILE_BYTES))
-        except (OSError, ValidationError):
-            return None
-        return found.figures if found.key == key else None
+        found = _read(self.path_of(key))
+        return found.figures if found is not None and found.key == key else None
+
+    def of_model(self, model_fingerprint: str, engine_version: str) -> list[tuple[QualityKey, QualityFigures]]:
+        """Everything remembered of a model under one engine, whatever text and device it was measured on."""
+        found = []
+        for path in sorted(self._folder.glob("*.json"))[:_MOST_FILES]:
+            remembered = _read(path)
+            if remembered is not None:
+                key = remembered.key
+                if (key.model_fingerprint, key.engine_version) == (model_fingerprint, engine_version):
+                    found.append((key, remembered.figures))
+        return found
 
     def keep(self, key: QualityKey, figures: QualityFigures) -> None:
         """Write them in one step. Raises MoetuneError (STORAGE)."""
         write_file(self.path_of(key), _REMEMBERED.dump_json(_Remembered(key, figures), indent=1))
+
+
+def _read(path: Path) -> _Remembered | None:
+    try:
+        with path.open("rb") as file:
+            return _REMEMBERED.validate_json(file.read(_MAX_FILE_BYTES))
+    except (OSError, ValidationError):
+        return None

@@ -5,7 +5,7 @@ Candidates that cannot win any more are dropped; rounds in which the machine did
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import mean, median, quantiles
@@ -194,6 +194,26 @@ def race(
             stopped = _run(incumbent, racing, track, rounds)
     arms = tuple(scores.arm_of(rival) for rival in rivals)
     return Race(incumbent_name, incumbent, arms, tuple(rounds), rules.margin, stopped)
+
+
+def settled(rounds: Sequence[Round], names: Mapping[EngineConfig, str], rules: Rules) -> Race | None:
+    """How the kept rounds of a study's last race stand; nothing is run. None where nobody raced.
+
+    names: of the baselines.
+    """
+    raced = [entry for entry in rounds if len(entry.contenders) > 1]
+    if not raced:
+        return None
+    incumbent = raced[-1].contenders[0]
+    last = [entry for entry in raced if entry.contenders[0] == incumbent]
+    rivals = [_Rival(config) for config in dict.fromkeys(c for entry in last for c in entry.contenders[1:])]
+    scores = _Scores(rivals, rules, [])
+    for entry in last:
+        # As the race did: who was out after a round stays out.
+        scores.rounds.append(entry)
+        scores.judge()
+    arms = tuple(scores.arm_of(rival) for rival in rivals)
+    return Race(names.get(incumbent, ""), incumbent, arms, tuple(last), rules.margin, None)
 
 
 def _run(incumbent: EngineConfig, racing: list[_Rival], track: Track, rounds: list[Round]) -> str | None:

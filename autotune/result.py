@@ -23,6 +23,11 @@ class SearchResult:
     interrupted: bool
 
 
+def saved_verdict(verdict: Verdict) -> SavedVerdict:
+    """The verdict as studies and profiles keep it."""
+    return SavedVerdict(kind=str(verdict.kind), sentence=_line(verdict.sentence))
+
+
 def profile_of(
     result: SearchResult, *, machine_fingerprint: str, machine_label: str, moetune_version: str
 ) -> Profile | None:
@@ -52,7 +57,7 @@ def profile_of(
         gain=interval.gain if interval else 1.0,
         gain_low=interval.low if interval else 1.0,
         gain_high=interval.high if interval else 1.0,
-        verdict=SavedVerdict(kind=str(verdict.kind), sentence=_line(verdict.sentence)),
+        verdict=saved_verdict(verdict),
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         moetune_version=moetune_version,
     )

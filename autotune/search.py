@@ -19,7 +19,7 @@ from moetune.autotune.quality_gate import open_gate
 from moetune.autotune.race import Race
 from moetune.autotune.record import Origin
 from moetune.autotune.request import SearchRequest
-from moetune.autotune.result import SearchResult
+from moetune.autotune.result import SearchResult, saved_verdict
 from moetune.autotune.sampler import sampler_of
 from moetune.autotune.space import Space, build_space
 from moetune.autotune.trace import RequestShape, build_trace, shape_for
@@ -80,6 +80,8 @@ def search(
         records = gate.admissible(study.records)
         verdict = judge(space, records, outcome, interrupted=interrupted)
         verdict = replace(verdict, quality=gate.known(verdict.config))
+        if not interrupted:
+            study.keep_verdict(saved_verdict(verdict))
         return SearchResult(request, space, tuple(records), outcome, verdict, interrupted)
 
 

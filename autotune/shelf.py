@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import optuna
+from optuna.distributions import IntDistribution
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from moetune.autotune.claim import Purpose, claim_of
 from moetune.autotune.database import Database
@@ -19,18 +20,33 @@ from moetune.autotune.evaluate import fastest
 from moetune.autotune.heart import Heart
 from moetune.autotune.identity import IDENTITY, StudyIdentity
 from moetune.autotune.journal import exclusive
+from moetune.autotune.knobs import Choice
 from moetune.autotune.record import Origin, TrialRecord
-from moetune.autotune.study import BLOCK_ATTR, REASON_ATTR, RECORD_ATTR, UnreadableRecord, read_record
+from moetune.autotune.study import (
+    BLOCK_ATTR,
+    REASON_ATTR,
+    RECORD_ATTR,
+    VERDICT_ATTR,
+    UnreadableRecord,
+    read_record,
+)
 from moetune.errors import ExitCode, MoetuneError
+from moetune.profiles.schema import VERDICT, Key, SavedVerdict
 
 IDENTITY_ATTR = "identity"
+KNOBS_ATTR = "knobs"
 Wanted = Callable[[StudyIdentity], bool]
+Knobs = Mapping[str, tuple[Choice, ...]]
+_KNOBS: TypeAdapter[Knobs] = TypeAdapter(dict[Key, Annotated[tuple[Choice, ...], Field(max_length=4096)]])
 _NAME = re.compile("[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """One trial as kept. state: optuna's, in lower case. remark: why it has no record. Times are local."""
+    """One trial as kept. state: optuna's, in lower case. remark: why it has no record. Times are local.
+
+    params: the point of the space, in the values that its knobs name.
+    """
 
     number: int
     state: str
@@ -41,16 +57,21 @@ class StoredTrial:
     constraints: Mapping[str, float]
     began: datetime | None
     ended: datetime | None
+    params: Mapping[str, Choice]
 
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """One study as kept. blocks: raw samples of the side-by-side, as JSON."""
+    """One study as kept. blocks: raw samples of the side-by-side, as JSON.
+
+    verdict: what its last whole search came to, None before that.
+    """
 
     key: str
     identity: StudyIdentity
     trials: tuple[StoredTrial, ...]
     blocks: tuple[str, ...]
+    verdict: SavedVerdict | None
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -193,9 +214,25 @@ def read_studies(storage: BaseStorage, wanted: Wanted) -> list[StoredStudy]:
         if identity is not None and _NAME.fullmatch(known.study_name) and wanted(identity):
             trials = storage.get_all_trials(known._study_id, deepcopy=False)
             blocks = tuple(str(t.user_attrs[BLOCK_ATTR]) for t in trials if BLOCK_ATTR in t.user_attrs)
-            shown = tuple(_stored(trial) for trial in trials if _is_trial(trial))
-            found.append(StoredStudy(known.study_name, identity, shown, blocks))
+            knobs = _knobs_in(known.user_attrs)
+            shown = tuple(_stored(trial, knobs) for trial in trials if _is_trial(trial))
+            verdict = _verdict_in(known.user_attrs)
+            found.append(StoredStudy(known.study_name, identity, shown, blocks, verdict))
     return found
+
+
+def _verdict_in(attributes: Mapping[str, Any]) -> SavedVerdict | None:
+    try:
+        return VERDICT.validate_json(attributes[VERDICT_ATTR])
+    except (KeyError, ValidationError):
+        return None
+
+
+def _knobs_in(attributes: Mapping[str, Any]) -> Knobs:
+    try:
+        return _KNOBS.validate_python(attributes[KNOBS_ATTR])
+    except (KeyError, ValidationError):
+        return {}
 
 
 def _is_trial(trial: FrozenTrial) -> bool:
@@ -203,7 +240,7 @@ def _is_trial(trial: FrozenTrial) -> bool:
     return BLOCK_ATTR not in trial.user_attrs and (claim is None or claim.purpose is Purpose.TRIAL)
 
 
-def _stored(trial: FrozenTrial) -> StoredTrial:
+def _stored(trial: FrozenTrial, knobs: Knobs) -> StoredTrial:
     claim = claim_of(trial)
     record, remark = None, str(trial.user_attrs.get(REASON_ATTR, ""))[:200]
     if RECORD_ATTR in trial.user_attrs and trial.state.is_finished():
@@ -223,7 +260,15 @@ def _stored(trial: FrozenTrial) -> StoredTrial:
         constraints=trial.constraints,
         began=trial.datetime_start,
         ended=trial.datetime_complete,
+        params={name: _chosen(trial, name, knobs) for name in trial.params},
     )
+
+
+def _chosen(trial: FrozenTrial, name: str, knobs: Knobs) -> Choice:
+    value, choices = trial.params[name], knobs.get(name, ())
+    is_place = isinstance(trial.distributions[name], IntDistribution) and 0 <= value < len(choices)
+    chosen: Choice = choices[value] if is_place else value
+    return chosen
 
 
 def _sorted(studies: list[StoredStudy], unusable: list[MoetuneError]) -> Shelf:

@@ -17,10 +17,12 @@ from moetune.autotune.outbox import Outbox, Unsent
 from moetune.autotune.record import RECORD, Origin, TrialRecord, to_optuna
 from moetune.autotune.space import Params, Space
 from moetune.engine.config import EngineConfig
+from moetune.profiles.schema import VERDICT, SavedVerdict
 
 RECORD_ATTR = "record"
 REASON_ATTR = "abandoned"
 BLOCK_ATTR = "block"
+VERDICT_ATTR = "verdict"
 _LONGEST_RECORD = 16 << 20
 _NOTE_EVERY_S = 60.0
 
@@ -166,6 +168,10 @@ class Study:
     def keep_block(self, block_json: str) -> None:
         """Keep the raw samples of one round of a race."""
         self._send(Unsent(None, {}, block_json), lambda: self._add_block(block_json))
+
+    def keep_verdict(self, verdict: SavedVerdict) -> None:
+        """Keep what a search of this study came to, in place of what the one before it did."""
+        self._study.set_user_attr(VERDICT_ATTR, VERDICT.dump_json(verdict).decode())
 
     @property
     def blocks(self) -> list[str]:

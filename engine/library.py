@@ -44,14 +44,19 @@ def device_handle(name: str) -> int | None:
     return handle
 
 
-def device_used_bytes(name: str) -> int:
-    """Total minus free memory of a device, whoever uses it; 0 when the device reports none."""
+def device_memory_bytes(name: str) -> tuple[int, int]:
+    """Used, by whomever, and total memory of a device; zeros when there is none or it reports none."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     handle = device_handle(name)
     if handle is None:
-        return 0
+        return 0, 0
     ggml().ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
-    return total.value - free.value
+    return total.value - free.value, total.value
+
+
+def device_used_bytes(name: str) -> int:
+    """Total minus free memory of a device, whoever uses it; 0 when the device reports none."""
+    return device_memory_bytes(name)[0]
 
 
 def plugin_path() -> Path:
@@ -86,6 +91,12 @@ class _LayerStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("prompt_steps", "streamed_steps", "streamed_bytes", "repacked_bytes")),
         *((name, ctypes.c_int32) for name in ("pays", "reserved")),
     ]
+
+
+class _ExpertStruct(ctypes.Structure):
+    """`struct hotcache_expert` of engine/native/hotcache.h."""
+
+    _fields_ = [("heat", ctypes.c_double), ("resident", ctypes.c_int32), ("reserved", ctypes.c_int32)]
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ class HotCache:
         self._lib.hotcache_set.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
         self._lib.hotcache_layers.argtypes = [ctypes.POINTER(_LayerStruct), ctypes.c_size_t]
         self._lib.hotcache_layers.restype = ctypes.c_size_t
+        self._lib.hotcache_experts.argtypes = [ctypes.c_int32, ctypes.POINTER(_ExpertStruct), ctypes.c_size_t]
+        self._lib.hotcache_experts.restype = ctypes.c_size_t
 
     def set(self, key: str, value: str) -> None:
         """Change one setting live. Raises MoetuneError(ENGINE) with the plugin's own reason."""
@@ -158,6 +171,13 @@ class HotCache:
     def reset_counters(self) -> None:
         """Count from zero; slots and heat stay."""
         self._lib.hotcache_reset_counters()
+
+    def experts(self, layer: int) -> tuple[list[float], list[int]]:
+        """Of a layer: the heat of every expert (choices while generating, fading), and which experts slots serve."""
+        capacity = self._lib.hotcache_experts(layer, None, 0)
+        structs = (_ExpertStruct * max(capacity, 1))()
+        filled = min(self._lib.hotcache_experts(layer, structs, capacity), capacity)
+        return [s.heat for s in structs[:filled]], [i for i, s in enumerate(structs[:filled]) if s.resident]
 
     def layers(self) -> list[LayerState]:
         """State of every layer that has asked for slots, in no particular order of execution."""

@@ -11,6 +11,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 from numpy.typing import NDArray
 
+from moetune.engine.activity import Flow, KvRow
 from moetune.engine.chat_template import ChatTemplate, TemplateError
 from moetune.engine.config import EngineConfig, FlashAttention, KvType, LoadMode, SplitMode
 from moetune.engine.generation import ChatMessage, GenerationRequest
@@ -76,6 +77,7 @@ class ModelHandle:
         self._log = log
         self._context: int | None = None
         self._held: list[int] = []
+        self._n_computed = self._n_reply = 0
         self._piece = ctypes.create_string_buffer(_PIECE_BYTES)
         self.n_ctx = 0
         params = llama.llama_model_default_params()
@@ -165,6 +167,11 @@ class ModelHandle:
         del self._held[position:]
         return True
 
+    def flow(self, *, running: bool) -> Flow:
+        """What went through so far, and what the KV cache holds; safe from another thread."""
+        rows = (KvRow(min(len(self._held), self.n_ctx), self.n_ctx, running),) if self.n_ctx else ()
+        return Flow(self._n_computed - self._n_reply, self._n_reply, rows)
+
     def keep_beginning(self, tokens: Sequence[int]) -> int:
         """Leave in the KV cache what `tokens` begin with, all but the last at most; how many need not be computed."""
         kept = known_prefix(self._held, tokens)
@@ -211,6 +218,7 @@ class ModelHandle:
             reason = self._log.failure(FailureReason.DECODE_FAILED)
             raise EngineFailure(reason, f"llama_decode returned {status}. {self._log.last_words()}")
         self._held += chunk
+        self._n_computed += len(chunk)
 
     def timed_decode(self, tokens: Sequence[int]) -> float:
         """Seconds `decode` takes."""
@@ -279,6 +287,7 @@ class ModelHandle:
                 n_reply += 1
                 yield decoder.decode(self.text_of(token))
                 self.decode([token])
+                self._n_reply += 1
             yield decoder.decode(b"", final=True)
         finally:
             sampler.free()

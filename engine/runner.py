@@ -28,9 +28,11 @@ _TOKENIZE_LIMIT_S = 120.0
 class EngineRunner:
     """Measures and generates with one model file, on this machine or on an emulated one."""
 
-    def __init__(self, model_path: Path, emulated: EmulatedMachine | None = None) -> None:
+    def __init__(self, model_path: Path, emulated: EmulatedMachine | None = None, *, watched: bool = False) -> None:
+        """watched: whether `moetune monitor` may look on."""
         self._path = model_path
         self._emulated = emulated
+        self._watched = watched
         self._process: WorkerProcess | None = None
         self._placement: tuple[object, ...] | None = None
 
@@ -186,6 +188,7 @@ class EngineRunner:
             backends=backends,
             cache_device=config.device if config is not None and with_cache else None,
             cold_device=EMULATED_HOST if self._emulated is not None else None,
+            watched=self._watched,
         )
 
     def _out_of_turn(self, response: protocol.Response) -> Failed:

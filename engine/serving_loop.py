@@ -5,14 +5,15 @@ from collections import deque
 from collections.abc import Callable
 
 from moetune.engine import library, protocol
+from moetune.engine.activity import Flow, KvRow
 from moetune.engine.chat_template import TemplateError
 from moetune.engine.generation import ChatMessage
 from moetune.engine.measurement import Failed, FailureReason
 from moetune.engine.model_handle import EngineFailure, ModelHandle
+from moetune.engine.prefix import known_prefix
 from moetune.engine.sequence_context import SequenceContext
 from moetune.engine.serving import (
     Accepted,
-    ChatMessage,
     Event,
     Finished,
     Piece,
@@ -51,6 +52,7 @@ class ServingLoop:
         self._running: dict[int, Sequence] = {}  # by row
         self._held: list[list[int]] = [[] for _ in range(context.n_rows)]  # what free rows begin with
         self._n_prompt = self._n_reply = 0
+        self._kv: tuple[KvRow, ...] = ()
         self._state_at = 0.0
 
     def run(self, take: Take) -> None:
@@ -66,6 +68,10 @@ class ServingLoop:
             self._generate()
             self._read_prompt()
             self._tell_state()
+
+    def flow(self) -> Flow:
+        """What went through since it began to serve, and what each row held of late; safe from another thread."""
+        return Flow(self._n_prompt, self._n_reply, self._kv)
 
     @property
     def _busy(self) -> bool:
@@ -190,15 +196,15 @@ class ServingLoop:
         if now - self._state_at < (_STATE_S if self._busy else 0.0):
             return
         self._state_at = now
-        layers = self._layers()
-        cells = [self._context.cells(row) for row in range(self._context.n_rows)]
-        used = sum(cells[row] for row in self._running)
+        layers, context = self._layers(), self._context
+        self._kv = tuple(KvRow(context.cells(row), context.n_ctx, row in self._running) for row in range(context.n_rows))
+        used = sum(row.cells for row in self._kv if row.running)
         state = ServingState(
             n_running=len(self._running),
             n_waiting=len(self._waiting),
-            kv_cells=self._context.n_ctx * self._context.n_rows,
+            kv_cells=sum(row.room for row in self._kv),
             kv_cells_used=used,
-            kv_cells_kept=sum(cells) - used,
+            kv_cells_kept=sum(row.cells for row in self._kv) - used,
             prompt_tokens=self._n_prompt,
             reply_tokens=self._n_reply,
             slots=sum(layer.n_slots for layer in layers),

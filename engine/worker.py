@@ -4,6 +4,7 @@ Started as ``python -m moetune.engine.worker SETUP_JSON RESPONSE_FD``; requests 
 Whatever happens to it — a crash in native code, memory refused, a kill — happens to this process only.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,19 +17,24 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from moetune.engine import library, protocol
+from moetune.engine.activity import Activity, Flow
 from moetune.engine.config import CacheKnobs, EngineConfig
 from moetune.engine.generation import GenerationRequest, GenerationStats, TextChunk
 from moetune.engine.inbox import Inbox
 from moetune.engine.measurement import Failed, FailureReason, Measurement, Trace
 from moetune.engine.model_handle import EngineFailure, ModelHandle
 from moetune.engine.native_log import NativeLog
+from moetune.engine.observation import observe
 from moetune.engine.passage import TokenScores
 from moetune.engine.routing import RoutedBatch
 from moetune.engine.routing_recorder import BadRecord, RoutingRecorder
 from moetune.engine.sequence_context import SequenceContext
 from moetune.engine.serving_loop import ServingLoop
 from moetune.engine.steadiness import WINDOW_TOKENS, Steadiness
+from moetune.engine.watching import Watchtower, watch_folder
 from moetune.errors import MoetuneError
+
+_IDLE = Flow(0, 0, ())
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,15 @@ class Setup:
     """Fixed for the life of a worker.
 
     backends: ggml libraries to register first, each with the environment it reads. cache_device: fast tier of the
-    hot-expert cache, None to leave the plugin out. cold_device: who computes misses, None for the CPU.
+    hot-expert cache, None to leave the plugin out. cold_device: who computes misses, None for the CPU. watched:
+    whether `moetune monitor` may look on; a measurement must not be disturbed.
     """
 
     model_path: str
     backends: tuple[tuple[str, dict[str, str]], ...]
     cache_device: str | None
     cold_device: str | None
+    watched: bool
 
 
 class Worker:
@@ -63,9 +71,14 @@ class Worker:
         self._recorder: RoutingRecorder | None = None
         self._generated_with: EngineConfig | None = None
         self._used_before_bytes = 0
+        self._emulated = bool(setup.backends)
+        self._devices: tuple[str, ...] = ()
+        self._loop: ServingLoop | None = None
+        self._busy = False
 
     def serve(self, request: protocol.Request) -> None:
         """Answer one request; an EngineFailure or MoetuneError becomes `Refused` and the worker goes on."""
+        self._busy = True
         try:
             match request:
                 case protocol.Load():
@@ -90,6 +103,17 @@ class Worker:
             self._send(protocol.Refused(failure.failed))
         except MoetuneError as error:
             self._send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
+        finally:
+            self._busy = False
+
+    def activity(self) -> Activity:
+        """What this process does now; safe from another thread while a request is served."""
+        flow = _IDLE
+        if self._loop is not None:
+            flow = self._loop.flow()
+        elif (model := self._model) is not None:
+            flow = model.flow(running=self._busy)
+        return observe(self._path.stem, flow, self._devices, self._cache, emulated=self._emulated)
 
     def close(self) -> None:
         """Free the model before the process ends."""
@@ -105,6 +129,7 @@ class Worker:
         self.close()
         self._model, self._config, self._recorder, self._generated_with = None, None, None, None
         device = request.config.device if request.config is not None else None
+        self._devices = (device, *request.config.more_devices) if request.config is not None and device else ()
         self._used_before_bytes = library.device_used_bytes(device) if device else 0
         start = time.perf_counter()
         self._model = ModelHandle(self._path, self._log, request.config)
@@ -256,8 +281,9 @@ class Worker:
             self._cache.reset_counters()
         self._send(protocol.Serving(context.n_ctx))
         layers = self._cache.layers if self._cache is not None else list
+        self._loop = ServingLoop(model, context, layers, self._send)
         try:
-            ServingLoop(model, context, layers, self._send).run(self._inbox.take)
+            self._loop.run(self._inbox.take)
         finally:
             context.close()
 
@@ -286,9 +312,20 @@ def main() -> None:
     except MoetuneError as error:
         send(protocol.Refused(Failed(FailureReason.REFUSED, error.cause)))
         return
-    while (request := inbox.take()) is not None and not isinstance(request, protocol.Quit):
-        worker.serve(request)
+    with _watched(setup, worker):
+        while (request := inbox.take()) is not None and not isinstance(request, protocol.Quit):
+            worker.serve(request)
     worker.close()
+
+
+def _watched(setup: Setup, worker: Worker) -> contextlib.AbstractContextManager[object]:
+    """Open to `moetune monitor` where that is allowed; a run is not worth losing for want of a socket."""
+    if setup.watched:
+        try:
+            return Watchtower(watch_folder() / f"{os.getpid()}.sock", worker.activity)
+        except MoetuneError as error:
+            print(f"moetune: {error.cause}", file=sys.stderr)
+    return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

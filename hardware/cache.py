@@ -17,6 +17,8 @@ from moetune.hardware.machine import Machine
 from moetune.hardware.nvidia import Nvml
 from moetune.hardware.probe import measure_machine, read_machine, without
 
+_MOST_MACHINES = 1000
+
 
 class WarningKind(StrEnum):
     """What went wrong with the remembered measurements."""
@@ -88,6 +90,19 @@ def load_or_probe(
         what = f"The measurements could not be kept in {cache_dir} ({_first_line(error)}); the next run repeats them."
         warnings.append(ProbeWarning(WarningKind.CACHE_UNWRITABLE, what))
     return ProbeResult(machine, False, tuple(warnings))
+
+
+def remembered_machines(cache_dir: Path) -> tuple[Machine, ...]:
+    """Every measured machine that is remembered, the last one first; files that cannot be used are passed over."""
+    found = []
+    for path in sorted(cache_dir.glob("*.yaml"))[:_MOST_MACHINES]:
+        try:
+            remembered = _load(path, path.stem)
+        except (OSError, ValueError, yaml.YAMLError, MoetuneError):
+            continue
+        if remembered is not None:
+            found.append(remembered.machine)
+    return tuple(sorted(found, key=lambda machine: machine.measured_at or "", reverse=True))
 
 
 def _recall(seen: Machine, measured: Machine) -> Machine:

@@ -73,6 +73,9 @@ class SavedVerdict:
     sentence: Line
 
 
+VERDICT = TypeAdapter(SavedVerdict)
+
+
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Profile:

@@ -67,6 +67,16 @@ HOTCACHE_EXPORT size_t hotcache_layers(hotcache_layer * layers, size_t capacity)
     return reports.size();
 }
 
+HOTCACHE_EXPORT size_t hotcache_experts(int32_t layer, hotcache_expert * experts, size_t capacity) {
+    hotcache::Engine * engine = hotcache::engine();
+    if (engine == nullptr) { return 0; }
+    const auto reports = engine->experts_of(layer);
+    for (size_t i = 0; i < reports.size() && i < capacity; ++i) {
+        experts[i] = {reports[i].heat, reports[i].resident ? 1 : 0, 0};
+    }
+    return reports.size();
+}
+
 HOTCACHE_EXPORT void hotcache_reset_counters(void) {
     if (hotcache::Engine * engine = hotcache::engine()) { engine->reset_counters(); }
 }

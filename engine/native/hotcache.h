@@ -43,6 +43,16 @@ int hotcache_set(const char * key, const char * value, char * error, size_t erro
 // Number of layers that have slots; fills at most `capacity` of `layers`.
 size_t hotcache_layers(struct hotcache_layer * layers, size_t capacity);
 
+// One expert of a layer: how often it was chosen of late, and whether a slot serves it now.
+struct hotcache_expert {
+    double heat;       // sightings while generating, each counting less the longer ago it was
+    int32_t resident;  // 0 or 1
+    int32_t reserved;
+};
+
+// Number of experts of the layer with that index among `hotcache_layers`, 0 when there is none; fills at most `capacity`.
+size_t hotcache_experts(int32_t layer, struct hotcache_expert * experts, size_t capacity);
+
 void hotcache_reset_counters(void);
 
 // Empties all slots and forgets what was hot.

@@ -35,7 +35,7 @@ class FakeEngine:
         self.items: list[TextChunk | GenerationStats | BaseException] = [TextChunk("Hello"), TextChunk("!"), STATS]
         self.closed = False
 
-    def __call__(self, model_path: Path, emulated: object = None) -> "FakeEngine":
+    def __call__(self, model_path: Path, emulated: object = None, *, watched: bool = False) -> "FakeEngine":
         return self
 
     def __enter__(self) -> Self:

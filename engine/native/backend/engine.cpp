@@ -326,6 +326,20 @@ std::vector<LayerReport> Engine::reports() {
     return reports;
 }
 
+std::vector<ExpertReport> Engine::experts_of(int index) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<ExpertReport> experts;
+    const auto found = std::find_if(layers_.begin(), layers_.end(),
+                                    [index](const auto & known) { return known.second->index() == index; });
+    if (found == layers_.end()) { return experts; }
+    const std::lock_guard<std::mutex> layer_lock(found->second->mutex);
+    const SlotTable & table = found->second->table;
+    for (int e = 0; e < table.n_experts(); ++e) {
+        experts.push_back({table.heat(e), table.slot_of(e) != SlotTable::none});
+    }
+    return experts;
+}
+
 void Engine::reset_counters() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto & [key, layer] : layers_) {

@@ -35,6 +35,11 @@ struct LayerReport {
     LayerCounters counters;
 };
 
+struct ExpertReport {
+    double heat;
+    bool resident;
+};
+
 // A context that computes with the engine's slots.
 class Guest {
   public:
@@ -93,6 +98,8 @@ class Engine {
     Promoter & promoter() { return promoter_; }
 
     std::vector<LayerReport> reports();
+    // Of the layer with that index; empty when there is none.
+    std::vector<ExpertReport> experts_of(int layer);
     void reset_counters();
 
     // An expert tensor was given memory in `buffer`, or all of that memory goes.

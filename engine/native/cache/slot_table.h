@@ -41,6 +41,7 @@ class SlotTable {
 
     SlotTable(int n_experts, int n_slots);
 
+    int n_experts() const { return static_cast<int>(experts_.size()); }
     int n_slots() const { return static_cast<int>(slots_.size()); }
 
     // No slot is empty, though some may still be loading.
@@ -77,6 +78,9 @@ class SlotTable {
     // A promotion that will not happen: its slot is empty again, so nobody may still be writing to it. Ignored unless the
     // slot is loading.
     void cancel(int slot);
+
+    // Decayed count of sightings.
+    double heat(int expert) const { return sightings_.heat(expert); }
 
     int64_t evictions() const { return evictions_; }
 

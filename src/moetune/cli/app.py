@@ -8,9 +8,11 @@ from moetune import __version__
 from moetune.cli.config_file import read_defaults
 from moetune.cli.export import export
 from moetune.cli.inspect import inspect
+from moetune.cli.monitor import monitor
 from moetune.cli.plan import plan
 from moetune.cli.probe import probe
 from moetune.cli.profiles import profiles
+from moetune.cli.report import report
 from moetune.cli.run import run
 from moetune.cli.search import search
 from moetune.cli.serve import serve
@@ -48,6 +50,8 @@ def moetune(
     moetune search MODEL.gguf     find and prove the best configuration, and remember it
     moetune run MODEL.gguf        chat with the model, run with what was found
     moetune serve MODEL.gguf      serve it to OpenAI's clients, with what was found
+    moetune monitor               watch a running model in another terminal
+    moetune report MODEL.gguf     what was found as one HTML page with charts
     moetune export MODEL.gguf     what was found as a start of stock llama-server
     moetune profiles list         what was found; share it, measure it again
     moetune study list            what was searched, and every trial
@@ -65,7 +69,9 @@ app.command(short_help="Predict memory and speed, and what limits them.")(plan)
 app.command(short_help="Find, prove and remember the fastest configuration.")(search)
 app.command(short_help="Chat with the model, or ask it once, with what was found.")(run)
 app.command(short_help="Serve the model to OpenAI's clients, with what was found.")(serve)
+app.command(short_help="Watch a running model: tokens, KV cache, experts, memory.")(monitor)
+app.command(short_help="Write what was found as one HTML page with charts.")(report)
 app.command(short_help="Write what was found as a start of stock llama-server.")(export)
-app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)
 app.add_typer(profiles, name="profiles", short_help="List, show, share, verify or remove what was found.")
 app.add_typer(study, name="study", short_help="List, show, export or drop searches.")
+app.command(short_help="Record which experts the model uses, and how each cache policy would do.")(trace)

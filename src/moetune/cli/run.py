@@ -90,7 +90,7 @@ def run(
     machine = seen_machine(model, emulated)
     config = configuration(wished, model, machine, emulated)
     check_memory(model, machine, config, allow_overcommit=allow_overcommit)
-    with EngineRunner(model.path, emulated) as runner:
+    with EngineRunner(model.path, emulated, watched=True) as runner:
         if is_chat:
             if not model.has_chat_template:
                 note("This model's file has no chat template.")

@@ -100,7 +100,7 @@ def serve(
             host_names=None if api_key is not None else address.own_names,
             emulated=emulated is not None,
         )
-        with EngineRunner(model.path, emulated) as runner:
+        with EngineRunner(model.path, emulated, watched=True) as runner:
             backend = Backend(runner, config, n_sequences, queue)
             backend.start()
             note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
