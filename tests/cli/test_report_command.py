@@ -54,5 +54,5 @@ def test_without_its_libraries_it_says_how_to_get_them(command: Command, monkeyp
     def missing(name: str) -> object:
         return None if name == "plotly" else find_spec(name)
 
-    monkeypatch.setattr("moetune.cli.report.find_spec", missing)
+    monkeypatch.setattr("moetune.cli.extras.find_spec", missing)
     command("report", "4be1").complains(ExitCode.USAGE, "plotly", "moetune[report]")

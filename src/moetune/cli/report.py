@@ -1,19 +1,20 @@
 """`moetune report`."""
 
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetune import __version__
-from moetune.autotune.database import parse_database
 from moetune.autotune.quality_store import QualityStore
-from moetune.autotune.shelf import Shelf, StoredStudy, studies_of
+from moetune.autotune.shelf import Shelf, StoredStudy
+from moetune.cli.extras import require
 from moetune.cli.flags import Storage
 from moetune.cli.folders import machines_folder, studies_folder
 from moetune.cli.output import note, show
+from moetune.cli.progress import waiting
+from moetune.cli.storage import kept_studies
 from moetune.engine.model import Model, read_model
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.cache import remembered_machines
@@ -21,8 +22,6 @@ from moetune.profiles.store import check_writable, write_file
 
 if TYPE_CHECKING:
     from moetune.autotune.report.content import Report
-
-_LIBRARIES = ("plotly", "matplotlib")
 
 
 def report(
@@ -45,31 +44,23 @@ def report(
     moetune report model.gguf
     moetune report 4be1 --out report.html --png figures
     """
-    _require_libraries()
+    require("A report", "report", "plotly", "matplotlib", "jinja2")
     model = read_model(of) if _is_file(of) else None
-    study = _study(of, model, storage)
+    with waiting("reading the study"):
+        study = _study(of, model, storage)
     target = (out or Path(f"moetune-report-{study.key[:8]}.html")).absolute()
     for folder in (target.parent, png):
         if folder is not None:
             check_writable(folder)
-    content = _content(study, model)
-    # Read only now: plotting libraries take a second to import.
-    from moetune.autotune.report.page import page_of
+    with waiting("drawing the page"):
+        # Read only now: plotting libraries take a second to import.
+        from moetune.autotune.report.page import page_of
 
-    write_file(target, page_of(content).encode())
+        content = _content(study, model)
+        write_file(target, page_of(content).encode())
     show(f"Report: {target}")
     if png is not None:
         _write_pictures(content, study, png)
-
-
-def _require_libraries() -> None:
-    missing = [name for name in _LIBRARIES if find_spec(name) is None]
-    if missing:
-        raise MoetuneError(
-            f"A report needs {' and '.join(missing)}, which is not installed.",
-            'Install it with: pip install "moetune[report]".',
-            ExitCode.USAGE,
-        )
 
 
 def _is_file(text: str) -> bool:
@@ -78,7 +69,7 @@ def _is_file(text: str) -> bool:
 
 
 def _study(of: str, model: Model | None, storage: str | None) -> StoredStudy:
-    kept = studies_of(studies_folder(), None if storage is None else parse_database(storage))
+    kept = kept_studies(storage)
     if model is None:
         return kept.read().find(of)
     fingerprint = model.fingerprint
@@ -122,5 +113,6 @@ def _write_pictures(content: "Report", study: StoredStudy, folder: Path) -> None
         if figure.empty:
             note(f"not drawn: {figure.title}: {figure.empty}")
         else:
-            write_png(figure, subject, folder / f"{figure.key}.png")
+            with waiting(f"drawing {figure.title}"):
+                write_png(figure, subject, folder / f"{figure.key}.png")
     show(f"Pictures: {folder}")

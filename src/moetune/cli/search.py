@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from moetune import __version__
-from moetune.autotune.database import parse_database
 from moetune.autotune.display import Display
 from moetune.autotune.quality import QualityLevel
 from moetune.autotune.race import Rules
@@ -26,6 +25,7 @@ from moetune.cli.folders import studies_folder
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
 from moetune.cli.output import show, wrapped
 from moetune.cli.plan import recorded_hits
+from moetune.cli.storage import database_of
 from moetune.cli.texts import read_quality_text
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
@@ -99,7 +99,7 @@ def search(
     competing = kv_types(kv)
     require(sampler)
     own_text = read_quality_text(quality_text) if quality_text is not None else None
-    database = None if storage is None else parse_database(storage)
+    database = database_of(storage)
     emulated = emulated_machine(emulate)
     model = read_model(model_file)
     n_ctx = context_for(ctx, model, chosen)

@@ -1,7 +1,6 @@
 """`moetune serve`."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from moetune.cli.address import Address, listen, resolve
 from moetune.cli.baseline import check_memory, has_room
 from moetune.cli.configuration import configuration, wish
+from moetune.cli.extras import require
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, Verbose
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note
@@ -19,7 +19,6 @@ from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import Machine
 
 _MIB = 1 << 20
-_NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _MAX_PARALLEL = 64
 _USUAL_PARALLEL = 4
 _LEAST_KEY = 8
@@ -68,11 +67,7 @@ def serve(
     moetune serve model.gguf --parallel 8 --queue 100 --port 9000
     MOETUNE_API_KEY=... moetune serve model.gguf --host 0.0.0.0
     """
-    missing = [package for package in _NEEDED if find_spec(package) is None]
-    if missing:
-        raise MoetuneError(
-            f"The server needs the package {missing[0]}.", "pip install 'moetune[serve]'", ExitCode.USAGE
-        )
+    require("The server", "serve", "starlette", "uvicorn", "prometheus_client")
     if not 0 < max_body <= 1024:
         raise MoetuneError(f"--max-body {max_body:g} is not possible.", "Use up to 1024 MiB.", ExitCode.USAGE)
     address = resolve(host, port)

@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from moetune.autotune.database import Database, parse_database
 from moetune.autotune.export import summary_of, to_csv, to_dict, to_json
-from moetune.autotune.shelf import Shelf, Studies, studies_of
+from moetune.autotune.shelf import Shelf
 from moetune.autotune.study_table import studies_table, study_table
 from moetune.cli.confirm import confirm
 from moetune.cli.flags import Storage
-from moetune.cli.folders import studies_folder
 from moetune.cli.formats import Format, Printed, written
 from moetune.cli.output import note, printable, show
 from moetune.cli.progress import waiting
+from moetune.cli.storage import kept_studies
 from moetune.profiles.store import write_file
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or as much of it as tells it apart.")]
@@ -114,18 +113,10 @@ def drop_study(
     what = f"{about.model_name}, {about.workload}, context {about.n_ctx}, {len(found.records)} trials"
     if not yes:
         confirm(f"Delete {found.key[:8]} ({what})?", "whether to delete the study")
-    _studies(storage).drop(found.key)
+    kept_studies(storage).drop(found.key)
     note(f"Deleted: {found.key[:8]} ({what})")
 
 
 def _read(storage: str | None) -> Shelf:
     with waiting("reading the studies"):
-        return _studies(storage).read()
-
-
-def _studies(storage: str | None) -> Studies:
-    return studies_of(studies_folder(), _database(storage))
-
-
-def _database(storage: str | None) -> Database | None:
-    return None if storage is None else parse_database(storage)
+        return kept_studies(storage).read()
