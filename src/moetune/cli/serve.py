@@ -12,6 +12,7 @@ from moetune.cli.extras import require
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, Verbose
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note
+from moetune.cli.progress import waiting
 from moetune.engine.config import EngineConfig
 from moetune.engine.model import Model, read_model
 from moetune.engine.runner import EngineRunner
@@ -97,7 +98,8 @@ def serve(
         )
         with EngineRunner(model.path, emulated, watched=True) as runner:
             backend = Backend(runner, config, n_sequences, queue)
-            backend.start()
+            with waiting("loading the model"):
+                backend.start()
             note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
             url = address.url(socket)
             note(f"listening on {url}/v1 (OpenAI's API), {url}/metrics; Ctrl-C ends")
