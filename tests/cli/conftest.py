@@ -28,9 +28,10 @@ sample_prompt: Hello.
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Config and state folders inside the test's own folder."""
+    """Config, state and runtime folders inside the test's own folder."""
     monkeypatch.setenv("MOETUNE_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("MOETUNE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MOETUNE_RUNTIME_DIR", str(tmp_path / "runtime"))
     return tmp_path
 
 

@@ -1,5 +1,6 @@
 """`moetune monitor`: a real run seen from another process, a recording of it, and what is refused."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,12 +18,10 @@ needs_engine = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for sockets of the test's own."""
-    folder = tmp_path / "runtime"
-    monkeypatch.setenv("MOETUNE_RUNTIME_DIR", str(folder))
-    return folder
+@pytest.fixture
+def runtime(folders: Path) -> Path:
+    """Where the engines' sockets are."""
+    return folders / "runtime"
 
 
 @needs_engine
@@ -41,6 +40,9 @@ def test_a_run_is_seen_from_outside_and_can_be_seen_again(
     assert recording.stat().st_mode & 0o077 == 0
     again = command("monitor", "--replay", str(recording), "--speed", "100")
     assert again.out == live.out
+    sample = json.loads(command("monitor", "--replay", str(recording), "--speed", "100", "--format", "json").out)
+    assert sample == json.loads(recording.read_text().splitlines()[-1])
+    assert sample["kv"][0]["running"]
     watched.communicate(timeout=300)
     assert watched.returncode == 0
     assert list(runtime.glob("*.sock")) == []

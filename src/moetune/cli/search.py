@@ -22,8 +22,9 @@ from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, Storage, Verbose, context_for, duration_s, kv_types
 from moetune.cli.folders import studies_folder
+from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
-from moetune.cli.output import show, wrapped
+from moetune.cli.output import note, show, wrapped
 from moetune.cli.plan import recorded_hits
 from moetune.cli.storage import database_of
 from moetune.cli.texts import read_quality_text
@@ -34,6 +35,7 @@ from moetune.engine.model import read_model
 from moetune.engine.runner import EngineRunner
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import Machine
+from moetune.profiles.schema import Profile, to_data
 from moetune.profiles.store import ProfileStore
 from moetune.profiles.workload import load_workload
 
@@ -81,6 +83,7 @@ def search(
     ] = SearchRequest.sampler,
     allow_overcommit: Overcommit = SearchRequest.allow_overcommit,
     storage: Storage = None,
+    format: Printed = Format.TABLE,
     verbose: Verbose = False,
 ) -> None:
     """Find the fastest way to run the model here, prove it against stock llama.cpp, and remember it.
@@ -130,14 +133,24 @@ def search(
     display = Display(Console(stderr=True), model.n_layers, emulated=emulated is not None)
     with EngineRunner(model.path, emulated) as runner, display:
         result = find_fastest(request, runner, machine, model, display)
+    # What a program reads is the profile alone.
+    say = show if format is Format.TABLE else note
     if result.records:
-        show(f"\n{result_table(result)}\n")
+        say(f"\n{result_table(result)}\n")
     if result.verdict.kind in (VerdictKind.NOTHING_RAN, VerdictKind.NO_BASELINE):
         raise _nothing_ran(result)
-    show(wrapped(result.verdict.sentence))
+    say(wrapped(result.verdict.sentence))
     if result.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
-    _remember(result, machine, emulated, store, model_file)
+    profile = _profile(result, machine, emulated)
+    if profile is None:
+        return
+    path = store.save(profile)
+    say(f"Saved: {path}")
+    again = f" --emulate {quote(str(emulated))}" if emulated else ""
+    say(f'Next:  moetune run {quote(str(model_file))}{again} -p "..."')
+    if format is not Format.TABLE:
+        show(written({"saved": str(path), **to_data(profile)}, format))
 
 
 def _nothing_ran(result: SearchResult) -> MoetuneError:
@@ -152,16 +165,9 @@ def _nothing_ran(result: SearchResult) -> MoetuneError:
     )
 
 
-def _remember(
-    result: SearchResult, machine: Machine, emulated: EmulatedMachine | None, store: ProfileStore, model_file: Path
-) -> None:
+def _profile(result: SearchResult, machine: Machine, emulated: EmulatedMachine | None) -> Profile | None:
     profile = profile_of(
         result, machine_fingerprint=machine.fingerprint, machine_label=machine.label, moetune_version=__version__
     )
-    if profile is None:
-        return
     # The text that brings the emulated machine back, not the description of its device.
-    path = store.save(replace(profile, emulated=str(emulated) if emulated else None))
-    show(f"Saved: {path}")
-    again = f" --emulate {quote(str(emulated))}" if emulated else ""
-    show(f'Next:  moetune run {quote(str(model_file))}{again} -p "..."')
+    return replace(profile, emulated=str(emulated) if emulated else None) if profile is not None else None
