@@ -49,7 +49,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Guide:
-    """A line at one value of the axis that is measured."""
+    """A line at one value of the axis that is measured; the first of a chart is dashed, the next one dotted."""
 
     value: float
     label: str

@@ -65,7 +65,7 @@ def gain_chart(comparison: Comparison) -> Chart:
             Series("one round", tuple(rounds), Mark.HOLLOW),
             Series("all rounds", tuple(_within(point, limits) for point in intervals)),
         ),
-        guides=(Guide(1.0, "equal"), Guide(1 + margin, f"worth having: {1 + margin:.2f}×")) if raced else (),
+        guides=(Guide(1 + margin, f"worth having: {1 + margin:.2f}×"), Guide(1.0, "equal")) if raced else (),
         empty="" if raced else _why_no_race(comparison),
     )
 

@@ -49,14 +49,14 @@ def _own(chart: Chart) -> go.Figure:
         figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": {"title": {"text": chart.shade_title}}})
     figure.update_xaxes(**_axis(chart.x))
     figure.update_yaxes(**_axis(chart.y))
-    for guide in chart.guides:
-        _add_guide(figure, guide, chart)
+    for guide, dash in zip(chart.guides, cycle(("dash", "dot"))):
+        _add_guide(figure, guide, dash, chart)
     return figure
 
 
-def _add_guide(figure: go.Figure, guide: Guide, chart: Chart) -> None:
+def _add_guide(figure: go.Figure, guide: Guide, dash: str, chart: Chart) -> None:
     rows = bool(chart.y.rows)
-    line = {"line_dash": "dash", "line_color": _GREY, "line_width": 1}
+    line = {"line_dash": dash, "line_color": _GREY, "line_width": 1}
     figure.add_vline(guide.value, **line) if rows else figure.add_hline(guide.value, **line)
     # On a logarithmic axis plotly takes positions of lines as values, and of notes as exponents.
     at = math.log10(guide.value) if chart.y.log else guide.value

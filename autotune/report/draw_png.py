@@ -65,9 +65,9 @@ def _own(chart: Chart) -> "Figure":
         _draw(axes, series, colour, marker, norm, rows=bool(rows))
     if norm is not None:
         figure.colorbar(mpl.cm.ScalarMappable(norm, "viridis"), ax=axes, label=chart.shade_title)
-    for guide in chart.guides:
+    for guide, dash in zip(chart.guides, cycle(("--", ":"))):
         line = axes.axvline if rows else axes.axhline
-        line(guide.value, color="0.35", linestyle="--", linewidth=1, label=guide.label)
+        line(guide.value, color="0.35", linestyle=dash, linewidth=1, label=guide.label)
     _set_x(axes, chart.x)
     _set_y(axes, chart.y)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=9, frameon=False)
