@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
@@ -96,6 +97,10 @@ class Session:
         budget_s = self.request.budget_s
         return math.inf if budget_s is None else budget_s - (self.clock() - self._began_s)
 
+    def usual_trial_s(self) -> float:
+        """What a trial has cost so far, a load now and then included; 0 before the first."""
+        return median([record.wall_s for record in self.study.records if record.measurement] or [0.0])
+
     def time_limit_s(self) -> float:
         """A multiple of the incumbent's wall time; the whole allowance until there is one."""
         longest = self.longest_s
@@ -173,9 +178,7 @@ class Session:
     def measure(self, config: EngineConfig, time_limit_s: float) -> Measurement | Failed:
         """One fresh measurement, not recorded; a result without usable numbers is a failure too."""
         outcome = self.runner.measure(config, self.trace, passes=self.request.passes, time_limit_s=time_limit_s)
-        if isinstance(outcome, Measurement) and not (
-            outcome.pp_samples_s and outcome.tg_samples_s and min(*outcome.pp_samples_s, sum(outcome.tg_samples_s)) > 0
-        ):
+        if isinstance(outcome, Measurement) and not outcome.has_timings:
             return Failed(FailureReason.DECODE_FAILED, "the engine returned no timings")
         return outcome
 
