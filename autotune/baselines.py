@@ -62,9 +62,11 @@ def offloads(space: Space) -> tuple[EngineConfig, ...]:
 
 
 def measure_baselines(session: Session) -> None:
-    """Measure what is not measured yet; the order keeps the engine from reloading more than it must."""
+    """Measure what is not measured yet, while the budget lasts; the order keeps the engine from reloading more than it
+    must.
+    """
     left = list(fixed_baselines(session.space))
-    while left:
+    while left and session.time_left_s() > 0:
         # Another worker's are waited for last.
         free = next((b for b in left if not session.study.runs_elsewhere(b.config)), left[0])
         left.remove(free)
@@ -111,6 +113,8 @@ def confirm_best_baseline(session: Session) -> None:
         if best is None or best.turn_s is None:
             return
         for name, config in _contenders(session, best.turn_s * within):
+            if session.time_left_s() <= 0:
+                return
             if sum(r.config == config for r in _measured_baselines(session)) < look:
                 session.evaluate(config, Origin.BASELINE, name)
 
@@ -155,13 +159,17 @@ def _most_layers(
     placements: from most to least on the device. Returns the index of the best that ran, `reached` when none is better.
     """
     start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
+    if session.time_left_s() <= 0:
+        return reached
     name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole and family == BEST_OFFLOAD else family
     ran = next((i for i in range(start, reached) if _runs(_once(session, name, placements[i]))), reached)
     if ran != start:
         return ran
     # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
     for i in _steps_down(start):
-        if not session.memory.fits_fast(placements[i]) or not _runs(_once(session, name, placements[i])):
+        if session.time_left_s() <= 0 or not session.memory.fits_fast(placements[i]):
+            return i + 1
+        if not _runs(_once(session, name, placements[i])):
             return i + 1
     return max(0, start - _MOST_STEPS_DOWN)
 

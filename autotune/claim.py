@@ -3,7 +3,7 @@
 import hashlib
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from secrets import token_hex
 from typing import Annotated
@@ -56,7 +56,9 @@ def claim_of(trial: FrozenTrial | Trial) -> Claim | None:
 
 
 def digest_of(config: EngineConfig) -> Key:
-    """The same for equal configurations."""
+    """The same for equal configurations, wherever a machine keeps the recorded routing."""
+    if config.cache is not None and config.cache.routing is not None:
+        config = replace(config, cache=replace(config.cache, routing=""))
     return hashlib.sha256(_CONFIG.dump_json(config)).hexdigest()[:24]
 
 

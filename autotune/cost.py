@@ -32,7 +32,8 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One configuration, predicted. hit_rate: None without slots. fits: on the fast tier and in RAM.
+    """One configuration, predicted. hit_rate: None without slots. fits: on the fast tiers and in RAM. fast_bytes: of
+    all devices together.
 
     bound: the thing of which twice as much would save most. waits: shares of a turn, by what it waits for.
     remedies: all that would save anything worth naming, best first.
@@ -97,7 +98,7 @@ class CostModel:
             tg_tps=1 / sum(token.values()),
             turn_s=turn_s,
             hit_rate=self._hit_rate(config) if config.has_slots else None,
-            fast_bytes=footprint.fast_bytes,
+            fast_bytes=footprint.fast_bytes + sum(footprint.more_bytes),
             host_bytes=footprint.host_bytes,
             fits=fast_excess <= 0 and host_excess <= 0,
             bound=remedies[0].resource if remedies else longest,
@@ -142,7 +143,7 @@ class CostModel:
         return sum(prompt.values()) + self.shape.reply_tokens * sum(token.values())
 
     def _hit_rate(self, config: EngineConfig) -> float:
-        return self.hits.rate(config.cache.slots) if config.cache is not None and config.has_slots else 0.0
+        return self.hits.rate(self.memory.slots_of(config)) if config.has_slots else 0.0
 
     def _remedies(self, config: EngineConfig, turn_s: float) -> tuple[Remedy, ...]:
         found = []

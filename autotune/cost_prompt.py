@@ -49,7 +49,7 @@ class Prompt:
                 add(spent, self._routed(layer, batch), count)
         # Only the last token of a prompt needs the output layer.
         on_device = self.config.gpu_layers > 0
-        rate = self.figures.device if on_device else self.figures.host.rate(self.config.n_threads)
+        rate = self.figures.device if on_device else self.figures.host.rate(self.config.batch_threads)
         spent[Resource.DEVICE if on_device else Resource.RAM] += model.output_bytes / rate
         return spent
 
@@ -78,9 +78,9 @@ class Prompt:
             return device
         host = self._on_host(operations, needed + rows, ROUTED_NODES)
         if config.has_slots:
-            experts = needed / self.figures.host_experts.rate(config.n_threads)
+            experts = needed / self.figures.host_experts.rate(config.batch_threads)
             host = max(host, {Resource.RAM: experts}, key=lambda side: sum(side.values()))
-            slots = config.cache.slots if config.cache else 0
+            slots = self.memory.slots_of(config)
             return self._cached(device, host, needed * (1 - min(1.0, slots / max(1, model.n_expert))), batch)
         if not self._offloads(batch):
             return host
@@ -112,7 +112,7 @@ class Prompt:
     def _on_host(self, operations: float, moved: float, nodes: int) -> Seconds:
         figures, config = self.figures, self.config
         gain = _REPACK_GAIN if config.repack and config.cache is None else 1.0
-        compute = operations / (figures.host_ops * config.n_threads * gain)
-        memory = moved / figures.host.rate(config.n_threads, gain)
+        compute = operations / (figures.host_ops * config.batch_threads * gain)
+        memory = moved / figures.host.rate(config.batch_threads, gain)
         bound = {Resource.COMPUTE: compute} if compute > memory else {Resource.RAM: memory}
         return {**bound, Resource.FIXED: nodes * figures.host_node_s}

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
@@ -96,6 +97,10 @@ class Session:
         """Of the budget; infinite without one."""
         budget_s = self.request.budget_s
         return math.inf if budget_s is None else budget_s - (self.clock() - self._began_s)
+
+    def usual_trial_s(self) -> float:
+        """What a trial has cost so far, a load now and then included; 0 before the first."""
+        return median([record.wall_s for record in self.study.records if record.measurement] or [0.0])
 
     def time_limit_s(self) -> float:
         """A multiple of the incumbent's wall time; the whole allowance until there is one."""
@@ -201,9 +206,7 @@ def allowance_s(longest_trial_s: float, model: Model) -> float:
 
 def usable(outcome: Measurement | Failed) -> Measurement | Failed:
     """The same, but a measurement without timings is a failure."""
-    if isinstance(outcome, Measurement) and not (
-        outcome.pp_samples_s and outcome.tg_samples_s and min(*outcome.pp_samples_s, sum(outcome.tg_samples_s)) > 0
-    ):
+    if isinstance(outcome, Measurement) and not outcome.has_timings:
         return Failed(FailureReason.DECODE_FAILED, "the engine returned no timings")
     return outcome
 

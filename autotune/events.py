@@ -13,8 +13,8 @@ class Phase(StrEnum):
     PREPARE = "preparing"
     BASELINES = "baselines"
     TRIALS = "trials"
-    CONFIRM = "baselines again"
     NOISE = "noise"
+    CONFIRM = "baselines again"
     RACE = "race"
 
 

@@ -1,13 +1,15 @@
 """Who races whom."""
 
 import math
-
-from pydantic import ValidationError
+from dataclasses import replace
 
 from moetune.autotune.evaluate import Session
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
 from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.space import Space
+from moetune.autotune.stored import belongs, here
+from moetune.autotune.study import LONGEST_RECORD
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
 from moetune.errors import ExitCode, MoetuneError
@@ -62,7 +64,6 @@ def run_finals(session: Session) -> Race | None:
     if baseline is None or not rivals:
         return None
     return race(
-        baseline.name,
         baseline.config,
         [rival.config for rival in rivals],
         track=_track(session),
@@ -74,13 +75,23 @@ def run_finals(session: Session) -> Race | None:
 def _earlier(session: Session) -> list[Round]:
     try:
         # A round whose receipt was lost on the way was sent twice.
-        return [ROUND.validate_json(block) for block in dict.fromkeys(session.study.blocks)]
-    except ValidationError:
+        return [_round(block, session.space) for block in dict.fromkeys(session.study.blocks)]
+    except ValueError:
         raise MoetuneError(
             "A round of the race that this study keeps is damaged, or of another version of moetune.",
             "Drop the study (`moetune study list`, then `moetune study drop`), or use the version that wrote it.",
             ExitCode.STORAGE,
         ) from None
+
+
+def _round(block: str, space: Space) -> Round:
+    if len(block) > LONGEST_RECORD:
+        raise ValueError("no round")
+    entry = ROUND.validate_json(block)
+    contenders = tuple(here(config, space) for config in entry.contenders)
+    if not all(belongs(config, space) for config in contenders):
+        raise ValueError("a round of another search")
+    return replace(entry, contenders=contenders)
 
 
 def _track(session: Session) -> Track:

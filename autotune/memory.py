@@ -69,7 +69,8 @@ class MemoryModel:
 
     @property
     def fast_limit_bytes(self) -> int:
-        return self.tier.limit_bytes if self.tier else 0
+        """Of all devices together."""
+        return sum(tier.limit_bytes for tier in self.tiers)
 
     def idle(self) -> "MemoryModel":
         """The same on devices that nobody uses: what it says is the same tomorrow."""
@@ -98,10 +99,21 @@ class MemoryModel:
             return replace(self, stock=self.stock.add(raw.parts, measured))
         return replace(self, plugin=self.plugin.add(raw.parts, measured))
 
+    def device_weight_bytes(self, config: EngineConfig) -> int:
+        """Weights on all of its devices; slots hold copies, which do not count."""
+        return sum(self._placed_bytes(config)[0])
+
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
         layers = (layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer))
         return sum(layer.expert_bytes + _SLOT_PADDING_BYTES for layer in layers)
+
+    def slots_of(self, config: EngineConfig) -> int:
+        """Slots a layer; of a budget that is spread unevenly the mean."""
+        knobs = config.cache
+        if knobs is None:
+            return 0
+        return min(self.model.n_expert, knobs.slots or knobs.budget_bytes // max(1, self.slot_bytes(config)))
 
     def slot_room(self, config: EngineConfig) -> int:
         """Bytes of the fast tier that everything else and the reserve leave for slots, which `config` must not have."""

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from moetune.autotune.baselines import offloads
+from moetune.autotune.baselines import ALL_ON_DEVICE, EXPERTS_IN_RAM, STOCK_CPU, offloads
 from moetune.autotune.cost import CostModel, Prediction, cost_model
 from moetune.autotune.cost_hits import HitCurve
-from moetune.autotune.memory import MemoryModel, context_bytes
+from moetune.autotune.memory import MemoryModel, context_bytes, memory_of
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.seeds import best
 from moetune.autotune.space import Space, build_space
-from moetune.autotune.tier import choose_tier
 from moetune.autotune.trace import shape_for
 from moetune.autotune.words import describe
 from moetune.engine.config import KV_BITS_PER_VALUE, EngineConfig, KvType
@@ -22,10 +21,7 @@ _BEST = 3
 _LOOKED_AT = 12
 # Closer than that the prediction cannot tell two configurations apart.
 _APART = 1.005
-ALL_ON_DEVICE = "stock, all on the device"
 OFFLOAD = "stock, layer offload"
-IN_RAM = "stock, experts in RAM"
-ON_CPU = "stock, all on the CPU"
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Share:
-    """What one thing takes of the fast tier and of RAM, in bytes."""
+    """What one thing takes of all fast tiers together and of RAM, in bytes."""
 
     what: str
     fast_bytes: int
@@ -108,8 +104,7 @@ class Plan:
 
 def plan_for(request: SearchRequest, machine: Machine, model: Model, hits: HitCurve | None) -> Plan:
     """The plan for a request on a machine that need not be here. Raises MoetuneError (DEVICE, USAGE)."""
-    tier = choose_tier(machine, request.device)
-    memory = MemoryModel(model, tier, machine.memory.available_bytes)
+    memory = memory_of(model, machine, request.device)
     space = build_space(model, machine.cpu, memory, request)
     cost = cost_model(model, machine, memory, shape_for(request.workload, request.n_ctx), hits)
     found = _told_apart(_planned("", config, cost) for config in best(space, memory, cost, _LOOKED_AT))
@@ -148,8 +143,8 @@ def _usual(space: Space, memory: MemoryModel) -> Iterator[tuple[str, EngineConfi
         if most is not None:
             yield OFFLOAD, most
         if model.is_moe:
-            yield IN_RAM, replace(default, ram_expert_layers=model.n_layers)
-    yield ON_CPU, replace(default, device=None, gpu_layers=0, ram_expert_layers=0)
+            yield EXPERTS_IN_RAM, replace(default, ram_expert_layers=model.n_layers)
+    yield STOCK_CPU, default.on_cpu
 
 
 def _shares(config: EngineConfig, memory: MemoryModel) -> Iterator[Share]:
@@ -159,7 +154,8 @@ def _shares(config: EngineConfig, memory: MemoryModel) -> Iterator[Share]:
     slots = config.cache.slots * memory.slot_bytes(replace(config, cache=None)) if config.cache else 0
     on_host = memory.tier is not None and memory.tier.on_host
     fast_slots, host_slots = (0, slots) if on_host else (slots, 0)
-    fast_weights = max(0, footprint.fast_bytes - footprint.guessed_bytes - fast_kv - fast_slots)
+    fast_weights = memory.device_weight_bytes(config)
+    fast = footprint.fast_bytes + sum(footprint.more_bytes)
     host_kv = sum(kv) - fast_kv
     host_weights = model.tensor_bytes - min(fast_weights, model.tensor_bytes)
     yield Share("weights", fast_weights, host_weights)
@@ -167,8 +163,9 @@ def _shares(config: EngineConfig, memory: MemoryModel) -> Iterator[Share]:
     if config.cache is not None:
         yield Share(f"expert slots, {config.cache.slots} a layer", fast_slots, host_slots)
     rest = footprint.host_bytes - host_weights - host_kv - host_slots
-    yield Share("compute buffers, process", footprint.guessed_bytes, max(0, rest))
-    yield Share("in all", footprint.fast_bytes, footprint.host_bytes)
+    buffers = max(0, fast - fast_weights - fast_kv - fast_slots)
+    yield Share("compute buffers, process", buffers, max(0, rest))
+    yield Share("in all", fast, footprint.host_bytes)
 
 
 def _kv_bytes(config: EngineConfig, kind: KvType, model: Model) -> int:

@@ -21,8 +21,8 @@ def plan_table(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> str:
-    shape, tier = plan.cost.shape, plan.space.tier
-    where = f"{tier.name} ({tier.description})" if tier else "the CPU alone"
+    shape, tiers = plan.cost.shape, plan.space.tiers
+    where = " and ".join(f"{tier.name} ({tier.description})" for tier in tiers) or "the CPU alone"
     turn = f"{shape.prompt_tokens:,} tokens in and {shape.reply_tokens:,} out after {shape.depth_tokens:,}"
     lines = [
         f"{plan.space.model.name} on {where}: predicted, nothing was run.",
@@ -93,6 +93,8 @@ def _changes(seen: Prediction) -> Iterator[str]:
 
 def _rests_on(plan: Plan) -> str:
     lines = [f"Hit rates rest on: {plan.cost.hits.source}."] if plan.space.has_cache else []
+    if plan.space.tier and len(plan.space.tiers) > 1:
+        lines.append(f"All devices are taken to be as fast as {plan.space.tier.name}.")
     if plan.cost.figures.assumed:
         lines.append("Assumed, because not measured:")
         lines += [f"- {assumption}" for assumption in plan.cost.figures.assumed]

@@ -5,12 +5,13 @@ Candidates that cannot win any more are dropped; rounds in which the machine did
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import mean, median, quantiles
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 
 from moetune.autotune.sequential import FEWEST, Interval, bounds, interval_of
 from moetune.engine.config import EngineConfig
@@ -88,7 +89,6 @@ class Arm:
 class Race:
     """What was run and what came of it. stopped: why it ended before it was decided, None otherwise."""
 
-    incumbent_name: str
     incumbent: EngineConfig
     arms: tuple[Arm, ...]
     rounds: tuple[Round, ...]
@@ -121,7 +121,15 @@ class Race:
         ]
 
 
-ROUND = TypeAdapter(Round)
+def _sound(entry: Round) -> Round:
+    """Of a stored round: everybody ran, and every figure can be computed with."""
+    everybody = {run.arm for run in entry.runs} == set(range(len(entry.contenders)))
+    if not everybody or not all(run.measurement.has_timings and 0 < run.turn_s < math.inf for run in entry.runs):
+        raise ValueError("a round without usable figures")
+    return entry
+
+
+ROUND = TypeAdapter(Annotated[Round, AfterValidator(_sound)])
 # Of dropping a candidate that is faster than the leader by more than the margin: it costs speed, and names nobody.
 _DROP_RISK = 0.2
 
@@ -169,7 +177,6 @@ class _Rival:
 
 
 def race(
-    incumbent_name: str,
     incumbent: EngineConfig,
     candidates: Sequence[EngineConfig],
     *,
@@ -193,14 +200,11 @@ def race(
             track.progress(_status(rounds, racing, rules))
             stopped = _run(incumbent, racing, track, rounds)
     arms = tuple(scores.arm_of(rival) for rival in rivals)
-    return Race(incumbent_name, incumbent, arms, tuple(rounds), rules.margin, stopped)
+    return Race(incumbent, arms, tuple(rounds), rules.margin, stopped)
 
 
-def settled(rounds: Sequence[Round], names: Mapping[EngineConfig, str], rules: Rules) -> Race | None:
-    """How the kept rounds of a study's last race stand; nothing is run. None where nobody raced.
-
-    names: of the baselines.
-    """
+def settled(rounds: Sequence[Round], rules: Rules) -> Race | None:
+    """How the kept rounds of a study's last race stand; nothing is run. None where nobody raced."""
     raced = [entry for entry in rounds if len(entry.contenders) > 1]
     if not raced:
         return None
@@ -213,7 +217,7 @@ def settled(rounds: Sequence[Round], names: Mapping[EngineConfig, str], rules: R
         scores.rounds.append(entry)
         scores.judge()
     arms = tuple(scores.arm_of(rival) for rival in rivals)
-    return Race(names.get(incumbent, ""), incumbent, arms, tuple(last), rules.margin, None)
+    return Race(incumbent, arms, tuple(last), rules.margin, None)
 
 
 def _run(incumbent: EngineConfig, racing: list[_Rival], track: Track, rounds: list[Round]) -> str | None:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
+from typing import Annotated
 
 from optuna.trial import TrialState
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, FailureReason, Measurement
@@ -78,7 +80,18 @@ class TrialRecord:
         return self.outcome.detail if isinstance(self.outcome, NotLaunched) else None
 
 
-RECORD = TypeAdapter(TrialRecord)
+def _sound(record: TrialRecord) -> TrialRecord:
+    """Of a stored record: every figure can be computed with."""
+    measured = record.measurement
+    figures = (record.wall_s, *(() if record.turn_s is None else (record.turn_s,)))
+    if (measured is None) != (record.turn_s is None) or not all(0 <= figure < inf for figure in figures):
+        raise ValueError("a trial without usable figures")
+    if measured is not None and not (measured.has_timings and record.turn_s):
+        raise ValueError("a measurement without timings")
+    return record
+
+
+RECORD = TypeAdapter(Annotated[TrialRecord, AfterValidator(_sound)])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One search, from a model and a machine to a verdict."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,7 @@ def search(
     model: Model,
     events: SearchEvents,
     conditions: Callable[[], Conditions] = read_conditions,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """Find the fastest configuration and prove it; Ctrl-C keeps what is measured and returns what is known.
 
@@ -66,10 +68,15 @@ def search(
             earlier = earlier_best(request.state_dir, request.database, identity, space, memory)
             if earlier:
                 events.note(f"Starting from the best of {len(earlier)} earlier searches of this model here.")
-            session = Session(request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions)
+            session = Session(
+                request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions, clock
+            )
             _require_quality(session)
             _baselines(session)
             _trials(session)
+            # What the others are still at may belong in the race.
+            while study.running_elsewhere and session.time_left_s() > 0:
+                study.wait_for_others()
             # One worker proves for all; the others find every measurement made.
             with study.turn("race"):
                 _noise(session)
@@ -137,10 +144,11 @@ def _check_budget(session: Session) -> None:
     """What was measured is kept, so that the same command with more time goes on from there."""
     if any(record.origin is not Origin.BASELINE for record in session.study.records):
         return
-    longest_s = max((record.wall_s for record in session.study.records if record.measurement), default=0.0)
-    if session.time_left_s() < longest_s:
+    trial_s = session.usual_trial_s()
+    if session.time_left_s() < trial_s:
+        took = f"one takes about {trial_s:,.1f} s here" if trial_s else "not even a baseline was measured"
         raise MoetuneError(
-            f"The baselines alone take the whole budget; one trial takes up to {longest_s:,.1f} s here.",
+            f"The budget ends before the first trial: {took}.",
             "Run the same command with a longer --budget: what is measured is kept.",
             ExitCode.USAGE,
         )
@@ -159,6 +167,9 @@ def _noise(session: Session) -> None:
 def _confirm(session: Session) -> None:
     session.events.phase(Phase.CONFIRM, 0)
     for rival in finalists(session):
+        if session.time_left_s() <= 0:
+            # The race will not begin either, so nothing is claimed that this would have to hold up.
+            return
         measure_twin(session, rival)
         promote_best_stock(session, rival)
     confirm_best_baseline(session)

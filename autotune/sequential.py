@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from statistics import mean, stdev
 
 # Prior variance of the standardised effect (mean ÷ standard deviation). It moves power between few and many
@@ -53,9 +54,9 @@ def interval_of(log_ratios: Sequence[float], alpha: float) -> Interval:
     return Interval(math.exp(mean(log_ratios)), math.exp(low), _exp(high), 1 - alpha)
 
 
-def rounds_for(effect: float, deviation: float, alpha: float, most: int) -> int | None:
-    """How many observations it takes to see a mean of `effect`; None when `most` are too few."""
-    return next((n for n in range(FEWEST, most + 1) if half_width(deviation, n, alpha) < effect), None)
+def fewest_that_prove(alpha: float) -> int:
+    """How many observations it takes at least, however alike they are, before the interval ends anywhere."""
+    return next(n for n in count(FEWEST) if math.isfinite(half_width(1.0, n, alpha)))
 
 
 def pooled_deviation(pairs: Sequence[tuple[float, float]]) -> float:

@@ -16,6 +16,7 @@ from moetune.autotune.knobs import Choice
 from moetune.autotune.outbox import Outbox, Unsent
 from moetune.autotune.record import RECORD, Origin, TrialRecord, to_optuna
 from moetune.autotune.space import Params, Space
+from moetune.autotune.stored import belongs, here
 from moetune.engine.config import EngineConfig
 from moetune.profiles.schema import VERDICT, SavedVerdict
 
@@ -23,7 +24,7 @@ RECORD_ATTR = "record"
 REASON_ATTR = "abandoned"
 BLOCK_ATTR = "block"
 VERDICT_ATTR = "verdict"
-_LONGEST_RECORD = 16 << 20
+LONGEST_RECORD = 16 << 20
 _NOTE_EVERY_S = 60.0
 
 
@@ -187,7 +188,7 @@ class Study:
         if record is None or any(is_again(record, known) for known in self.records):
             return
         try:
-            self._add(record, unsent.params)
+            self._add(self._ours(record), unsent.params)
         except (ValueError, KeyError) as error:
             raise UnreadableRecord(f"what waits to be sent is damaged: {str(error)[:100]}") from None
         self._collect(self._study.get_trials(deepcopy=False))
@@ -265,8 +266,14 @@ class Study:
         ]
         # Trials asked for together are run in another order.
         for trial in sorted(new, key=lambda t: (t.datetime_complete is None, t.datetime_complete, t.number)):
-            self.records.append(read_record(trial))
+            self.records.append(self._ours(read_record(trial)))
             self._known.add(trial.number)
+
+    def _ours(self, record: TrialRecord) -> TrialRecord:
+        config = here(record.config, self._space)
+        if not belongs(config, self._space):
+            raise UnreadableRecord(f"trial {record.number} is of another search")
+        return replace(record, config=config)
 
     def _send(self, unsent: Unsent, store: Callable[[], None]) -> None:
         """Twice, since a connection that breaks in the middle is replaced by the next; then it is kept here."""
@@ -321,7 +328,7 @@ def read_record(trial: FrozenTrial) -> TrialRecord:
     """The record of a finished trial, under the number it has here; UnreadableRecord when it is none of ours."""
     content = trial.user_attrs[RECORD_ATTR]
     try:
-        if not isinstance(content, str) or len(content) > _LONGEST_RECORD:
+        if not isinstance(content, str) or len(content) > LONGEST_RECORD:
             raise ValueError("no record")
         return replace(RECORD.validate_json(content), number=trial.number)
     except (ValidationError, ValueError) as error:

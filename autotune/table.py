@@ -1,5 +1,7 @@
 """The final table: every baseline, the best configuration, and how each failed one failed; 80 columns at most."""
 
+from collections.abc import Iterator
+
 from tabulate import tabulate
 
 from moetune.autotune.evaluate import fastest
@@ -26,8 +28,19 @@ def result_table(result: SearchResult) -> str:
     best = _best_other(result)
     if best is not None:
         words = describe(best.config, result.space.model.n_layers)
-        footnotes.insert(0, _cut(f"{_best_name(result)}: {words}", WIDTH))
+        footnotes[:0] = [_cut(f"{_best_name(result)}: {words}", WIDTH), *_warmth(best)]
     return "\n".join([table, *footnotes])
+
+
+def _warmth(record: TrialRecord) -> Iterator[str]:
+    """What the figures above, of warm slots, do not tell."""
+    measured = record.measurement
+    if measured is None or not record.config.has_slots:
+        return
+    cold_s = measured.cold_turn_s(measured.n_prompt, len(measured.tg_samples_s))
+    yield f"from empty slots on its first request takes {_number(cold_s)} s"
+    if not measured.steady:
+        yield "its speed was still changing when its warm-up ended"
 
 
 def _rows(result: SearchResult) -> list[tuple[str, TrialRecord]]:

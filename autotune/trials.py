@@ -10,7 +10,7 @@ from moetune.autotune.neighbours import filled, neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
-from moetune.autotune.sequential import FEWEST
+from moetune.autotune.sequential import fewest_that_prove
 from moetune.autotune.study import Proposal
 from moetune.engine.config import EngineConfig
 
@@ -95,8 +95,9 @@ def _proposals(session: Session) -> tuple[dict[EngineConfig, Proposal], int]:
 
 
 def may_try(session: Session) -> bool:
-    """Whether trials, patience and time are left, with enough of the last for a short race."""
-    return bool(trials_left(session)) and not _out_of_patience(session) and session.time_left_s() > _race_s(session)
+    """Whether trials, patience and time are left, with enough of the last for this trial and a short race."""
+    needed_s = session.usual_trial_s() + _race_s(session)
+    return bool(trials_left(session)) and not _out_of_patience(session) and session.time_left_s() > needed_s
 
 
 def trials_left(session: Session) -> int:
@@ -120,21 +121,21 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise, the baselines' further looks and the shortest race would take, mostly in fresh processes; 0 without
-    rivals.
+    """What noise, the baselines' further looks and twins, and the shortest race that can prove anything would take,
+    mostly in fresh processes; 0 without rivals.
     """
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
-    tried = [record.turn_s for record in _tried(session) if record.turn_s is not None]
     bar_s = min(baseline.turn_s, (best.turn_s or 0.0) * (1 + session.screening_noise))
-    rivals = sum(turn_s <= bar_s for turn_s in tried)
+    rivals = [record for record in _tried(session) if record.turn_s is not None and record.turn_s <= bar_s]
     if not rivals:
         return 0.0
-    contenders = 1 + min(session.request.finalists, rivals)
-    looks = further_looks(session)
-    measurements = 2 * (FEWEST * contenders + NOISE_ROUNDS) + looks
-    loads = FEWEST * (2 * contenders - 1) + NOISE_ROUNDS + looks
+    racing = min(session.request.finalists, len(rivals))
+    rounds = fewest_that_prove(session.request.rules.risk / racing)
+    looks = further_looks(session) + sum(record.config.has_slots for record in rivals[:racing])
+    measurements = 2 * (rounds * (1 + racing) + NOISE_ROUNDS) + looks
+    loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
     own_load_s = best.measurement.load_s if best.measurement else 0.0
     return measurements * (best.wall_s - own_load_s) + loads * load_s

@@ -77,7 +77,7 @@ def verify(
     if profile.config == baseline:
         measure_noise(baseline, track, rules, [])
         return _alone(profile, [entry for entry in rounds if entry.disturbed is None])
-    return _judged(profile, race(profile.baseline_name, baseline, [profile.config], track=track, rules=rules))
+    return _judged(profile, race(baseline, [profile.config], track=track, rules=rules))
 
 
 def renewed(profile: Profile, checked: Recheck) -> Profile:

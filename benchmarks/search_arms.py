@@ -1,7 +1,8 @@
 """The policies that are compared: each spends trials on a landscape and in the end chooses a configuration.
 
-All measure through the same recording and see only what it answers. moetune's arm is the product's own `search`. The
-others are policies as their authors describe them, written anew for this space; none of their code is here.
+All measure through the same recording, in the same space, and see only what it answers. What is inside the quality
+gate they are told for nothing. moetune's arm is the product's own `search`. The others are policies as their authors
+describe them, written anew for this space, which also lets them try the cache; none of their code is here.
 """
 
 import math
@@ -118,13 +119,13 @@ def fit(world: World, seed: int) -> Outcome:
 
 
 def llama_optimus(world: World, seed: int) -> Outcome:
-    """TPE over stock settings by the mean of pp and tg; an exception scores 0.0."""
+    """TPE by the mean of pp and tg; an exception scores 0.0."""
     sampler = TPESampler(seed=seed)
-    return _sampled(world, seed, sampler, score=lambda m: -(m.pp_tps + m.tg_tps) / 2, failed=0.0, stock=True, cold=True)
+    return _sampled(world, seed, sampler, score=lambda m: -(m.pp_tps + m.tg_tps) / 2, failed=0.0, cold=True)
 
 
 def llama_dyno(world: World, seed: int) -> Outcome:
-    """Hill climbing over stock settings by 0.3 pp + 0.7 tg, each step from the last trial, not from the best."""
+    """Hill climbing by 0.3 pp + 0.7 tg, each step from the last trial, not from the best."""
     return _walked(world, seed, score=lambda m: -(0.3 * m.pp_tps + 0.7 * m.tg_tps), margin=0.0, from_last=True)
 
 
@@ -201,8 +202,10 @@ class _Watched:
 
     def measure(self, config, trace, *, passes, time_limit_s):  # type: ignore[no-untyped-def]  # as Runner's
         outcome = self._replay.measure(config, trace, passes=passes, time_limit_s=time_limit_s)
-        if isinstance(outcome, Measurement) and turn_s(outcome) < self._best_s:
-            self._best_s, self._choice = turn_s(outcome), self._replay.measured[-1]
+        point = self._replay.measured[-1]
+        admitted = self._replay.recording.admits(point)
+        if isinstance(outcome, Measurement) and admitted and turn_s(outcome) < self._best_s:
+            self._best_s, self._choice = turn_s(outcome), point
         if config not in self._seen:
             self._seen.add(config)
             self.steps.append(Step(self._replay.engine_s, self._choice))
@@ -216,35 +219,28 @@ def _sampled(
     *,
     score: Score = turn_s,
     failed: float | None = None,
-    stock: bool = False,
     cold: bool = False,
 ) -> Outcome:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     replay = (_Cold if cold else Replay)(world.recording, seed)
     study = optuna.create_study(sampler=sampler)
-    knobs = [knob for knob in world.space.knobs if not (stock and knob.name in _CACHE_KNOBS)]
     steps: list[Step] = []
     best = (math.inf, None)
     while len(steps) < TRIALS:
-        trial = study.ask({knob.name: knob.distribution for knob in knobs})
-        params = {knob.name: knob.encode(knob.choices[0]) for knob in world.space.knobs} | trial.params
-        if stock and "engine" in params:
-            params["engine"] = "stock"
-        config = world.space.config_of(params, world.memory)
+        trial = study.ask(world.space.distributions)
+        config = world.space.config_of(trial.params, world.memory)
         outcome = replay.measure(config, world.recording.trace, passes=1, time_limit_s=math.inf)
         if isinstance(outcome, Measurement):
             value = score(outcome)
             study.tell(trial, value)
-            best = min(best, (value, replay.measured[-1]), key=lambda pair: pair[0])
+            if world.recording.admits(replay.measured[-1]):
+                best = min(best, (value, replay.measured[-1]), key=lambda pair: pair[0])
         elif failed is not None:
             study.tell(trial, failed)
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         steps.append(Step(replay.engine_s, best[1]))
     return Outcome(tuple(steps), best[1], None, replay.out_of_memory, named_winner=True)
-
-
-_CACHE_KNOBS = ("engine", "slots_percent", "interval_tokens", "hysteresis", "promotions", "policy")
 
 
 def _walked(world: World, seed: int, *, score: Score, margin: float, from_last: bool) -> Outcome:
@@ -258,7 +254,8 @@ def _walked(world: World, seed: int, *, score: Score, margin: float, from_last: 
         values: list[float] = []
         while not values or (len(values) == 1 and margin and best_config and _clears(values[0], best_value, margin)):
             outcome = replay.measure(config, world.recording.trace, passes=1, time_limit_s=math.inf)
-            values.append(score(outcome) if isinstance(outcome, Measurement) else math.inf)
+            usable = isinstance(outcome, Measurement) and world.recording.admits(replay.measured[-1])
+            values.append(score(outcome) if isinstance(outcome, Measurement) and usable else math.inf)
         if _clears(max(values), best_value, margin):
             best_value, best_params, best_config = max(values), here, replay.measured[-1]
         steps.append(Step(replay.engine_s, best_config))

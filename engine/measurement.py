@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from statistics import median
 from typing import Protocol
 
@@ -87,6 +88,13 @@ class Measurement:
     load_s: float
     warmup_samples_s: tuple[float, ...] = ()
     steady: bool = True
+
+    @property
+    def has_timings(self) -> bool:
+        """Whether speeds can be told from it at all."""
+        samples = (*self.pp_samples_s, *self.tg_samples_s, *self.warmup_samples_s)
+        whole = self.n_prompt > 0 and self.pp_samples_s and self.tg_samples_s and all(0 <= s < inf for s in samples)
+        return bool(whole) and min(*self.pp_samples_s, sum(self.tg_samples_s)) > 0
 
     @property
     def pp_tps(self) -> float:

@@ -68,7 +68,7 @@ def comparison_of(study: StoredStudy) -> Comparison:
     """Baselines and finalists of a study; without a race the fastest other trial stands for the finalists."""
     rounds, damaged = _rounds(study.blocks)
     baselines = _baselines(study.records)
-    race = settled(rounds, {record.config: record.name for record in baselines}, Rules())
+    race = settled(rounds, Rules())
     known = [entry for entry in rounds if entry.disturbed is None]
     contenders = [_baseline(record, study, known, race) for record in baselines]
     contenders += [_finalist(at, config, arm, study, known) for at, (config, arm) in enumerate(_others(study, race), 1)]

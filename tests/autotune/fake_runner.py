@@ -40,7 +40,10 @@ class Landscape:
 
 @dataclass
 class FakeRunner:
-    """Measures by formula. `launched` keeps every configuration it was given; `before` may raise, like Ctrl-C."""
+    """Measures by formula. `launched` keeps every configuration it was given; `before` may raise, like Ctrl-C.
+
+    spent_s: what a clock on the wall would have counted so far.
+    """
 
     landscape: Landscape
     memory: MemoryModel
@@ -50,6 +53,7 @@ class FakeRunner:
     time_limits_s: list[float] = field(default_factory=list)
     scored: list[tuple[EngineConfig, tuple[EngineConfig, ...], Passage]] = field(default_factory=list)
     closed: bool = False
+    spent_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -90,7 +94,7 @@ class FakeRunner:
         token_s = self.token_s(config)
         prompt_s = token_s * len(trace.prompt_tokens) / 8 * (512 / config.n_ubatch) ** 0.1
         counters = self._counters(config, len(trace.reply_tokens))
-        return Measurement(
+        measured = Measurement(
             n_prompt=len(trace.prompt_tokens),
             pp_samples_s=tuple(self._noisy(prompt_s) for _ in range(passes)),
             tg_samples_s=(self._noisy(token_s),) * len(trace.reply_tokens),
@@ -99,6 +103,8 @@ class FakeRunner:
             counters=counters,
             load_s=1.0,
         )
+        self.spent_s += measured.load_s + sum(measured.pp_samples_s) + sum(measured.tg_samples_s)
+        return measured
 
     def token_s(self, config: EngineConfig) -> float:
         """The true seconds a token, without noise."""

@@ -1,16 +1,19 @@
 """The cost model: more of anything is never slower, what is measured moves it, and what binds is named."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import MIB, WORKLOAD, gpu, machine_with, memory_of, moe_model
+from world import MIB, WORKLOAD, gpu, machine_with, memory_of, moe_model, request_for
 
 from moetune.autotune.cost import CostModel, cost_model
 from moetune.autotune.cost_figures import Resource
 from moetune.autotune.cost_hits import Skew, curve_from_routing, curve_from_skew, stated_skew
+from moetune.autotune.plan import plan_for
+from moetune.autotune.plan_table import plan_table
 from moetune.autotune.space import cache_off
 from moetune.autotune.trace import shape_for
 from moetune.engine.config import CacheKnobs, EngineConfig
@@ -125,6 +128,34 @@ def test_a_full_card_binds_where_more_slots_would_help() -> None:
     assert 0 < slots < MODEL.n_expert
     remedies = {remedy.resource: remedy.saved for remedy in now.predict(cached(slots)).remedies}
     assert remedies[Resource.VRAM] > 0
+
+
+def test_slots_spread_by_a_budget_hit_as_often_as_even_ones_of_its_bytes() -> None:
+    """The mean number of slots a layer is what the curve is asked for."""
+    now, even = cost(), cached(16)
+    spread = replace(even, cache=CacheKnobs(slots=0, budget_bytes=16 * now.memory.slot_bytes(even)))
+    assert now.predict(spread).hit_rate == now.predict(even).hit_rate
+    assert now.turn_s(spread) == now.turn_s(even)
+
+
+def test_prompts_are_computed_by_their_own_threads() -> None:
+    """Fewer threads for batches slow prompts down and replies not at all."""
+    now, on_cpu = cost(), IN_RAM.on_cpu
+    usual, fewer = now.predict(on_cpu), now.predict(replace(on_cpu, n_threads_batch=2))
+    assert fewer.pp_tps < usual.pp_tps
+    assert fewer.tg_tps == usual.tg_tps
+
+
+def test_a_plan_counts_all_devices(tmp_path: Path) -> None:
+    """What lies on the second one is neither in RAM nor left out, and both are named."""
+    plan = plan_for(request_for(tmp_path), machine_with(gpu(1000), gpu(700, "CUDA1")), MODEL, None)
+    spread = [planned for planned in plan.best if planned.config.more_devices]
+    assert spread
+    assert spread[0].prediction.fast_bytes > 1000 * MIB
+    *parts, in_all = plan.shares
+    assert sum(share.fast_bytes for share in parts) == in_all.fast_bytes == plan.best[0].prediction.fast_bytes
+    assert "CUDA0" in plan_table(plan)
+    assert "CUDA1" in plan_table(plan)
 
 
 def test_trials_correct_what_they_are_about_most() -> None:

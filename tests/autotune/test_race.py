@@ -57,7 +57,6 @@ def run(
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Race:
     return race(
-        "stock",
         BASE,
         rivals,
         track=track_of(machine, measure, conditions, kept, may_go_on),

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetune.autotune.sequential import FEWEST, bounds, half_width, interval_of, pooled_deviation, rounds_for
+from moetune.autotune.sequential import (
+    FEWEST,
+    bounds,
+    fewest_that_prove,
+    half_width,
+    interval_of,
+    pooled_deviation,
+)
 
 RUNS = 1500
 
@@ -64,11 +71,12 @@ def test_too_few_observations_bound_nothing() -> None:
     assert math.isinf(interval_of([0.5, 0.5], 0.05).high)
 
 
-def test_smaller_effects_take_more_rounds() -> None:
-    """And some cannot be seen at all."""
-    needed = [rounds_for(effect, 0.02, 0.05, 100) for effect in (0.2, 0.05, 0.02)]
-    assert needed == sorted(needed, key=lambda n: n or 0)
-    assert rounds_for(0.0001, 0.02, 0.05, 12) is None
+@pytest.mark.parametrize("alpha", [0.05, 0.025, 0.05 / 6, 0.05 / 40])
+def test_the_fewest_rounds_that_prove_anything(alpha: float) -> None:
+    """With one fewer not even equal observations do."""
+    fewest = fewest_that_prove(alpha)
+    assert bounds([0.5] * fewest, alpha) == (0.5, 0.5)
+    assert bounds([0.5] * (fewest - 1), alpha) == (-math.inf, math.inf)
 
 
 def test_the_deviation_comes_from_differences() -> None:

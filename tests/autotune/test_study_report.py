@@ -90,7 +90,7 @@ def test_the_kept_rounds_say_what_the_race_said(
     assert result.race is not None
     assert again is not None
     assert again.arms == result.race.arms
-    assert (again.incumbent, again.incumbent_name) == (result.race.incumbent, result.race.incumbent_name)
+    assert again.incumbent == result.race.incumbent
 
 
 def test_the_table_holds_the_verdicts_figures(searched: tuple[SearchRequest, SearchResult, StoredStudy]) -> None:

@@ -255,6 +255,11 @@ class Backend final : public Guest {
     // A batch of a prompt: all on the cold device, or all on the fast one. The guard's samples are of other steps.
     ggml_status compute_prompt(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                                const Settings & settings) {
+        if (settings.changes_slots(prompt_settings_) || settings.repack != prompt_settings_.repack) {
+            // What was found faster was so with other slots.
+            prompt_choice_ = PromptChoice();
+            prompt_settings_ = settings;
+        }
         const bool choosing = settings.prefill == Prefill::automatic;
         const PromptWay way = choosing                              ? prompt_choice_.next(ffn.n_tokens())
                               : settings.prefill == Prefill::stream ? PromptWay::stream
@@ -455,6 +460,7 @@ class Backend final : public Guest {
     Clock::time_point layer_began_{};
 
     PromptChoice prompt_choice_;
+    Settings prompt_settings_;  // when it began
     int stream_failures_ = 0;  // in a row
 
     // Of the split being computed.

@@ -1,5 +1,6 @@
 """`moetune search`."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -16,7 +17,7 @@ from moetune.autotune.request import DEFAULT_KV_TYPES, SearchRequest
 from moetune.autotune.result import SearchResult, profile_of
 from moetune.autotune.sampler import Sampler, require
 from moetune.autotune.search import search as find_fastest
-from moetune.autotune.sequential import FEWEST
+from moetune.autotune.sequential import fewest_that_prove
 from moetune.autotune.table import result_table
 from moetune.autotune.trace import shape_for
 from moetune.autotune.verdict import VerdictKind
@@ -39,6 +40,9 @@ from moetune.profiles.schema import Profile, to_data
 from moetune.profiles.store import ProfileStore
 from moetune.profiles.workload import load_workload
 
+# With fewer a race of all finalists could not name anybody.
+_FEWEST_ROUNDS = fewest_that_prove(Rules.risk / SearchRequest.finalists)
+
 
 def search(
     model_file: ModelFile,
@@ -58,7 +62,7 @@ def search(
         int, typer.Option("--patience", min=1, help="End the trials when so many in a row brought nothing.")
     ] = SearchRequest.patience,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=FEWEST, help="Most rounds of the race; more can prove smaller gains.")
+        int, typer.Option("--rounds", min=_FEWEST_ROUNDS, help="Most rounds of the race; more can prove smaller gains.")
     ] = Rules.most_rounds,
     device: Annotated[
         str | None,
@@ -97,6 +101,7 @@ def search(
     moetune search model.gguf --emulate desktop
     moetune search model.gguf --storage postgresql://tuner@host/moetune
     """
+    began_s = time.monotonic()
     budget_s = duration_s(budget) if budget is not None else None
     chosen = load_workload(workload)
     competing = kv_types(kv)
@@ -116,7 +121,7 @@ def search(
         state_dir=studies_folder(),
         engine_version=engine_version(),
         n_trials=trials,
-        budget_s=budget_s,
+        budget_s=None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began_s)),
         patience=patience,
         rules=Rules(most_rounds=rounds),
         device=fast_tier_name(machine, device, emulated),

@@ -14,7 +14,7 @@ from moetune.autotune.evaluate import allowance_s
 from moetune.autotune.events import Phase
 from moetune.autotune.race import Rules
 from moetune.autotune.request import SearchRequest
-from moetune.autotune.sequential import FEWEST
+from moetune.autotune.sequential import fewest_that_prove
 from moetune.autotune.trace import build_trace, shape_for
 from moetune.autotune.verify import Holding, Recheck, renewed, verify
 from moetune.cli.baseline import check_devices, check_memory
@@ -42,7 +42,7 @@ def verify_profile(
         str | None, typer.Option("--workload", metavar="FILE", help="The workload's file, where it is no preset.")
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=FEWEST, help="Most rounds; more can tell smaller gains.")
+        int, typer.Option("--rounds", min=fewest_that_prove(Rules.risk), help="Most rounds; more can tell smaller gains.")
     ] = _ROUNDS,
     save: Annotated[
         bool, typer.Option("--save", help="If it holds, keep it as this machine's profile, with the new figures.")
