@@ -8,7 +8,7 @@ from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.space import Space
-from moetune.autotune.stored import belongs, here
+from moetune.autotune.stored import checked
 from moetune.autotune.study import LONGEST_RECORD
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
@@ -20,7 +20,10 @@ def calibrate(session: Session) -> Noise | None:
     baseline = session.best_baseline
     if baseline is None:
         return None
-    noise = measure_noise(baseline.config, _track(session), session.request.rules, _earlier(session))
+    # All finalists share the race's risk.
+    rules = session.request.rules
+    rules = replace(rules, risk=rules.risk / session.request.finalists)
+    noise = measure_noise(baseline.config, _track(session), rules, _earlier(session))
     if noise is not None:
         session.events.note(
             f"Noise: {noise.within:.1%} within a process, {noise.between:.1%} between processes; the race can tell "
@@ -46,7 +49,7 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     found: list[TrialRecord] = []
     fastest_s = math.inf
     for turn_s, _, record in sorted(rivals):
-        if len(found) == session.request.finalists or turn_s > within * fastest_s:
+        if len(found) == session.request.finalists or turn_s > within * fastest_s or session.time_left_s() <= 0:
             break
         if session.gate.admits(record.config).passed:
             found.append(record)
@@ -88,10 +91,7 @@ def _round(block: str, space: Space) -> Round:
     if len(block) > LONGEST_RECORD:
         raise ValueError("no round")
     entry = ROUND.validate_json(block)
-    contenders = tuple(here(config, space) for config in entry.contenders)
-    if not all(belongs(config, space) for config in contenders):
-        raise ValueError("a round of another search")
-    return replace(entry, contenders=contenders)
+    return replace(entry, contenders=tuple(checked(config, space) for config in entry.contenders))
 
 
 def _track(session: Session) -> Track:

@@ -8,6 +8,7 @@ from moetune.autotune.record import TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
 from moetune.autotune.verdict import Verdict
+from moetune.autotune.words import one_line
 from moetune.profiles.schema import SCHEMA_VERSION, Profile, SavedVerdict
 
 
@@ -37,10 +38,10 @@ def profile_of(
     return Profile(
         schema_version=SCHEMA_VERSION,
         model_fingerprint=result.space.model.fingerprint,
-        model_name=_line(result.space.model.name),
+        model_name=one_line(result.space.model.name),
         machine_fingerprint=machine_fingerprint,
-        machine_label=_line(machine_label),
-        emulated=_line(verdict.emulated) if verdict.emulated else None,
+        machine_label=one_line(machine_label),
+        emulated=one_line(verdict.emulated) if verdict.emulated else None,
         engine_version=result.request.engine_version,
         n_ctx=result.request.n_ctx,
         workload=result.request.workload.name,
@@ -51,12 +52,7 @@ def profile_of(
         gain=interval.gain if interval else 1.0,
         gain_low=interval.low if interval else 1.0,
         gain_high=interval.high if interval else 1.0,
-        verdict=SavedVerdict(kind=str(verdict.kind), sentence=_line(verdict.sentence)),
+        verdict=SavedVerdict(kind=str(verdict.kind), sentence=one_line(verdict.sentence)),
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         moetune_version=moetune_version,
     )
-
-
-def _line(text: str) -> str:
-    """One printable line: names come from files that anyone may have written."""
-    return "".join(c if c.isprintable() else " " for c in text)[:1000]

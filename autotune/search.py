@@ -47,6 +47,7 @@ def search(
     Raises MoetuneError (DEVICE, MEMORY, STORAGE, BUSY, MODEL, USAGE) before the first launch where the search cannot
     be done at all. The caller closes the runner.
     """
+    began_s = clock()
     events.phase(Phase.PREPARE, 0)
     _check_context(request, model)
     memory = memory_of(model, machine, request.device)
@@ -69,7 +70,7 @@ def search(
             if earlier:
                 events.note(f"Starting from the best of {len(earlier)} earlier searches of this model here.")
             session = Session(
-                request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions, clock
+                request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions, clock, began_s
             )
             _require_quality(session)
             _baselines(session)

@@ -69,7 +69,7 @@ def _may_sample(session: Session) -> bool:
     while True:
         session.catch_up()
         left, elsewhere = trials_left(session), session.study.running_elsewhere
-        if left > elsewhere or not left + elsewhere:
+        if left > elsewhere or not left + elsewhere or session.time_left_s() <= 0:
             return may_try(session)
         session.study.wait_for_others()
 
