@@ -1,12 +1,12 @@
 """Who races whom."""
 
-import math
 from dataclasses import replace
 
 from moetune.autotune.evaluate import Session
+from moetune.autotune.looks import is_close, rivals
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
-from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.record import TrialRecord
 from moetune.autotune.space import Space
 from moetune.autotune.stored import checked
 from moetune.autotune.study import LONGEST_RECORD
@@ -36,24 +36,16 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     """The best trials that are no baseline and could still beat the best one; besides the fastest of them only those
     that noise alone may have kept from being it.
     """
-    baseline = session.best_baseline
-    if baseline is None or baseline.turn_s is None:
-        return ()
-    within = 1 + session.screening_noise
-    baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
-    rivals = [
-        (record.turn_s, record.number, record)
-        for record in session.study.records
-        if record.turn_s is not None and record.turn_s <= within * baseline.turn_s and record.config not in baselines
-    ]
     found: list[TrialRecord] = []
-    fastest_s = math.inf
-    for turn_s, _, record in sorted(rivals):
-        if len(found) == session.request.finalists or turn_s > within * fastest_s or session.time_left_s() <= 0:
+    fastest_s: float | None = None
+    for rival in rivals(session):
+        if fastest_s is not None and not is_close(session, rival, fastest_s):
             break
-        if session.gate.admits(record.config).passed:
-            found.append(record)
-            fastest_s = min(fastest_s, turn_s)
+        if len(found) == session.request.finalists:
+            break
+        if session.gate.admits(rival.record.config).passed:
+            found.append(rival.record)
+            fastest_s = fastest_s or rival.turn_s
     return tuple(found)
 
 
@@ -63,12 +55,12 @@ def run_finals(session: Session) -> Race | None:
     What was raced in an earlier run of the same study stands: racing again until the outcome pleases would name false
     winners.
     """
-    baseline, rivals = session.best_baseline, finalists(session)
-    if baseline is None or not rivals:
+    baseline, candidates = session.best_baseline, finalists(session)
+    if baseline is None or not candidates:
         return None
     return race(
         baseline.config,
-        [rival.config for rival in rivals],
+        [candidate.config for candidate in candidates],
         track=_track(session),
         rules=session.request.rules,
         earlier=_earlier(session),
