@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from moetune.autotune.evaluate import Session
+from moetune.autotune.evaluate import Session, fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.space import Space, cache_off
 from moetune.autotune.split import with_layers
@@ -75,14 +75,18 @@ def measure_baselines(session: Session) -> None:
 
 
 def measure_twin(session: Session, rival: TrialRecord) -> None:
-    """The best layer offload of stock llama.cpp with the rival's threads, micro-batch, KV types and the like.
+    """The best layer offload of stock llama.cpp with the rival's threads, micro-batch, KV types and the like; where the
+    CPU alone comes near it, that too.
 
     Without it a gain that any of these would give stock llama.cpp too would be credited to the cache. As many layers as
     fit are placed anew: smaller buffers or KV types make room for more of them.
     """
-    like = rival.config
+    like, best = rival.config, session.best_baseline
     if not like.has_slots:
         return
+    on_cpu = fastest([r for r in _measured_baselines(session) if r.config.device is None])
+    if best and best.turn_s and on_cpu and on_cpu.turn_s and on_cpu.turn_s <= _SECOND_LOOK_WITHIN * best.turn_s:
+        _once(session, TUNED_ALIKE, session.space.default.on_cpu.tuned_like(like))
     placements = tuple(config.tuned_like(like) for config in offloads(session.space))
     if _most_layers(session, placements, len(placements), TUNED_ALIKE) < len(placements):
         return

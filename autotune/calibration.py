@@ -42,7 +42,9 @@ def _most(seen: tuple[tuple[Parts, int], ...], parts: Parts) -> int:
     scales = [max(1, *estimated) for estimated, _ in seen]
     solved = linprog(
         [-part / unit for part in (*parts, unit)],
-        A_ub=[[part / scale for part in (*estimated, unit)] for (estimated, _), scale in zip(seen, scales, strict=True)],
+        A_ub=[
+            [part / scale for part in (*estimated, unit)] for (estimated, _), scale in zip(seen, scales, strict=True)
+        ],
         b_ub=[measured / scale for (_, measured), scale in zip(seen, scales, strict=True)],
         bounds=[*((0.0, 1.0) for _ in parts), (0.0, None)],
     )

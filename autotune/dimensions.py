@@ -25,7 +25,6 @@ from moetune.engine.config import Ahead, FlashAttention, KvType, LoadMode, Polic
 from moetune.engine.model import Model
 from moetune.hardware.machine import Cpu
 
-
 STOCK, CACHE, ON_CPU = "stock", "cache", "cpu"
 
 

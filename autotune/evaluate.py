@@ -31,8 +31,8 @@ _STANDARD_ERRORS = 2.0
 class Session:
     """One search under way. memory and cost learn from every trial, other workers' too; all else stays as it was given.
 
-    earlier: what other studies of this model found best here. conditions: reads whether the machine keeps still. noise:
-    of the machine, once it has been measured.
+    earlier: what other studies of this model found best here. conditions: reads whether the machine keeps still.
+    began_s: when, by the clock. noise: of the machine, once it has been measured.
     """
 
     request: SearchRequest
@@ -47,11 +47,11 @@ class Session:
     earlier: tuple[EngineConfig, ...] = ()
     conditions: Callable[[], Conditions] = field(default=read_conditions)
     clock: Callable[[], float] = field(default=time.monotonic)
+    began_s: float = 0.0
     noise: Noise | None = None
     _learnt: int = 0
 
     def __post_init__(self) -> None:
-        self._began_s = self.clock()
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -96,7 +96,7 @@ class Session:
     def time_left_s(self) -> float:
         """Of the budget; infinite without one."""
         budget_s = self.request.budget_s
-        return math.inf if budget_s is None else budget_s - (self.clock() - self._began_s)
+        return math.inf if budget_s is None else budget_s - (self.clock() - self.began_s)
 
     def usual_trial_s(self) -> float:
         """What a trial has cost so far, a load now and then included; 0 before the first."""
@@ -139,12 +139,12 @@ class Session:
         except BaseException:
             self.study.abandon(number, "interrupted")
             raise
-        bad_quality, interrupted = False, None
+        bad_quality, stopped = False, None
         try:
             bad_quality = self._is_bad(config, outcome)
-        except KeyboardInterrupt as asked:
+        except BaseException as error:
             # The trial itself is measured, and kept.
-            interrupted = asked
+            stopped = error
         record = TrialRecord(
             number=number,
             origin=origin,
@@ -160,14 +160,15 @@ class Session:
         self.study.tell(record)
         self.catch_up()
         self.events.trial_finished(record, self.best, self.best_baseline)
-        if interrupted is not None:
-            raise interrupted
+        if stopped is not None:
+            raise stopped
         return record
 
     def _is_bad(self, config: EngineConfig, outcome: Outcome) -> bool:
         """Whether its KV types are outside the gate: asked when a trial takes the lead, before the sampler follows."""
         turn_s, best = self.turn_s(outcome), self.best
-        if turn_s is not None and (best is None or best.turn_s is None or turn_s < best.turn_s):
+        leads = turn_s is not None and (best is None or best.turn_s is None or turn_s < best.turn_s)
+        if leads and self.time_left_s() > 0:
             return not self.gate.admits(config).passed
         report = self.gate.known(config)
         return report is not None and not report.passed

@@ -14,6 +14,7 @@ class Phase(StrEnum):
     BASELINES = "baselines"
     TRIALS = "trials"
     NOISE = "noise"
+    LOOKS = "closest again"
     CONFIRM = "baselines again"
     RACE = "race"
 

@@ -1,14 +1,14 @@
 """Who races whom."""
 
-import math
 from dataclasses import replace
 
 from moetune.autotune.evaluate import Session
+from moetune.autotune.looks import is_close, rivals
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
-from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.record import TrialRecord
 from moetune.autotune.space import Space
-from moetune.autotune.stored import belongs, here
+from moetune.autotune.stored import checked
 from moetune.autotune.study import LONGEST_RECORD
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
@@ -20,7 +20,10 @@ def calibrate(session: Session) -> Noise | None:
     baseline = session.best_baseline
     if baseline is None:
         return None
-    noise = measure_noise(baseline.config, _track(session), session.request.rules, _earlier(session))
+    # All finalists share the race's risk.
+    rules = session.request.rules
+    rules = replace(rules, risk=rules.risk / session.request.finalists)
+    noise = measure_noise(baseline.config, _track(session), rules, _earlier(session))
     if noise is not None:
         session.events.note(
             f"Noise: {noise.within:.1%} within a process, {noise.between:.1%} between processes; the race can tell "
@@ -33,24 +36,16 @@ def finalists(session: Session) -> tuple[TrialRecord, ...]:
     """The best trials that are no baseline and could still beat the best one; besides the fastest of them only those
     that noise alone may have kept from being it.
     """
-    baseline = session.best_baseline
-    if baseline is None or baseline.turn_s is None:
-        return ()
-    within = 1 + session.screening_noise
-    baselines = {r.config for r in session.study.records if r.origin is Origin.BASELINE}
-    rivals = [
-        (record.turn_s, record.number, record)
-        for record in session.study.records
-        if record.turn_s is not None and record.turn_s <= within * baseline.turn_s and record.config not in baselines
-    ]
     found: list[TrialRecord] = []
-    fastest_s = math.inf
-    for turn_s, _, record in sorted(rivals):
-        if len(found) == session.request.finalists or turn_s > within * fastest_s:
+    fastest_s: float | None = None
+    for rival in rivals(session):
+        if fastest_s is not None and not is_close(session, rival, fastest_s):
             break
-        if session.gate.admits(record.config).passed:
-            found.append(record)
-            fastest_s = min(fastest_s, turn_s)
+        if len(found) == session.request.finalists:
+            break
+        if session.gate.admits(rival.record.config).passed:
+            found.append(rival.record)
+            fastest_s = fastest_s or rival.turn_s
     return tuple(found)
 
 
@@ -60,12 +55,12 @@ def run_finals(session: Session) -> Race | None:
     What was raced in an earlier run of the same study stands: racing again until the outcome pleases would name false
     winners.
     """
-    baseline, rivals = session.best_baseline, finalists(session)
-    if baseline is None or not rivals:
+    baseline, candidates = session.best_baseline, finalists(session)
+    if baseline is None or not candidates:
         return None
     return race(
         baseline.config,
-        [rival.config for rival in rivals],
+        [candidate.config for candidate in candidates],
         track=_track(session),
         rules=session.request.rules,
         earlier=_earlier(session),
@@ -88,10 +83,7 @@ def _round(block: str, space: Space) -> Round:
     if len(block) > LONGEST_RECORD:
         raise ValueError("no round")
     entry = ROUND.validate_json(block)
-    contenders = tuple(here(config, space) for config in entry.contenders)
-    if not all(belongs(config, space) for config in contenders):
-        raise ValueError("a round of another search")
-    return replace(entry, contenders=contenders)
+    return replace(entry, contenders=tuple(checked(config, space) for config in entry.contenders))
 
 
 def _track(session: Session) -> Track:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
+from moetune.autotune.words import one_line
 from moetune.engine.model import Model
 from moetune.hardware.machine import Machine
 from moetune.profiles.schema import Key, Line
@@ -58,10 +59,10 @@ def identity_of(request: SearchRequest, machine: Machine, model: Model, space: S
     """The study that this search belongs to."""
     return StudyIdentity(
         model=model.fingerprint,
-        model_name=_line(model.name),
+        model_name=one_line(model.name),
         n_layers=model.n_layers,
         machine=machine.kind_fingerprint,
-        machine_label=_line(machine.label),
+        machine_label=one_line(machine.label),
         engine=request.engine_version,
         n_ctx=request.n_ctx,
         workload=request.workload.name,
@@ -69,8 +70,3 @@ def identity_of(request: SearchRequest, machine: Machine, model: Model, space: S
         device=space.default.device or "cpu",
         space=space.digest,
     )
-
-
-def _line(text: str) -> str:
-    """One printable line: names come from files that anyone may have written."""
-    return "".join(c if c.isprintable() else " " for c in text)[:1000]

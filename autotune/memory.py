@@ -99,10 +99,6 @@ class MemoryModel:
             return replace(self, stock=self.stock.add(raw.parts, measured))
         return replace(self, plugin=self.plugin.add(raw.parts, measured))
 
-    def device_weight_bytes(self, config: EngineConfig) -> int:
-        """Weights on all of its devices; slots hold copies, which do not count."""
-        return sum(self._placed_bytes(config)[0])
-
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
         layers = (layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer))
@@ -125,10 +121,10 @@ class MemoryModel:
         left = self._limit_bytes(config) - self.footprint(with_one).fast_bytes + one
         return max(0, min(left, one * self.model.n_expert))
 
-    def slots_that_fit(self, config: EngineConfig, share: float) -> int:
-        """Slots a layer in `share` of the fast tier left by everything else; `config` must have its slots at 0."""
+    def slots_that_fit(self, config: EngineConfig) -> int:
+        """Slots a layer in what everything else leaves of the fast tier; `config` must have its slots at 0."""
         room = self.slot_room(config)
-        return int(room * share) // self.slot_bytes(config) if room else 0
+        return room // self.slot_bytes(config) if room else 0
 
     def excess_bytes(self, config: EngineConfig) -> tuple[int, int]:
         """Bytes too many on the fast tier or on the worst of several devices, and in RAM; 0 or less fits."""
@@ -158,7 +154,7 @@ class MemoryModel:
     def _raw(self, config: EngineConfig) -> _Raw:
         """Without the further devices."""
         model = self.model
-        weights, cache = self._placed_bytes(config)
+        weights, cache = self.placed_bytes(config)
         slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
         all_context = sum(context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
@@ -179,7 +175,7 @@ class MemoryModel:
         """Known bytes and parts of the buffers of each further device; none where it holds nothing."""
         if not config.more_devices:
             return []
-        weights, cache = self._placed_bytes(config)
+        weights, cache = self.placed_bytes(config)
         # Only where a device's own layers have their experts in RAM are these copied to it.
         by_device = self._layers_by_device(config)
         without = *self._buffer_parts(replace(config, ram_expert_layers=0, gpu_layers=self.model.n_layers + 1)), 0
@@ -189,7 +185,7 @@ class MemoryModel:
             for w, c, held in zip(weights[1:], cache[1:], by_device[1:], strict=True)
         ]
 
-    def _placed_bytes(self, config: EngineConfig) -> tuple[list[int], list[int]]:
+    def placed_bytes(self, config: EngineConfig) -> tuple[list[int], list[int]]:
         """Weights and KV cache on each of the configuration's devices."""
         by_device = self._layers_by_device(config)
         weights = [

@@ -1,6 +1,6 @@
 """What a model would do on a machine, before anything is run: memory by device, the best configurations, what binds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,10 +37,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Share:
-    """What one thing takes of all fast tiers together and of RAM, in bytes."""
+    """What one thing takes of each fast tier, by name, and of RAM, in bytes."""
 
     what: str
-    fast_bytes: int
+    fast_bytes: Mapping[str, int]
     host_bytes: int
 
 
@@ -149,23 +149,27 @@ def _usual(space: Space, memory: MemoryModel) -> Iterator[tuple[str, EngineConfi
 
 def _shares(config: EngineConfig, memory: MemoryModel) -> Iterator[Share]:
     model, footprint = memory.model, memory.footprint(config)
-    kv = [context_bytes(config, layer) for layer in model.layers]
-    fast_kv = sum(size for layer, size in zip(model.layers, kv, strict=True) if memory.on_device(config, layer.index))
-    slots = config.cache.slots * memory.slot_bytes(replace(config, cache=None)) if config.cache else 0
+    weights, kv = memory.placed_bytes(config)
+    slots = memory.slots_of(config) * memory.slot_bytes(replace(config, cache=None))
     on_host = memory.tier is not None and memory.tier.on_host
-    fast_slots, host_slots = (0, slots) if on_host else (slots, 0)
-    fast_weights = memory.device_weight_bytes(config)
-    fast = footprint.fast_bytes + sum(footprint.more_bytes)
-    host_kv = sum(kv) - fast_kv
-    host_weights = model.tensor_bytes - min(fast_weights, model.tensor_bytes)
-    yield Share("weights", fast_weights, host_weights)
-    yield Share("KV cache and state", fast_kv, host_kv)
+    fast_slots = [0 if on_host else slots, *(0 for _ in config.more_devices)]
+    used = [0 if on_host else footprint.fast_bytes, *footprint.more_bytes]
+    buffers = [max(0, all_ - sum(parts)) for all_, *parts in zip(used, weights, kv, fast_slots, strict=True)]
+    host_weights = model.tensor_bytes - min(sum(weights), model.tensor_bytes)
+    host_kv = sum(context_bytes(config, layer) for layer in model.layers) - sum(kv)
+    host_slots = slots if on_host else 0
+
+    def share(what: str, fast: Sequence[int], host_bytes: int) -> Share:
+        held = dict(zip((config.device, *config.more_devices), fast, strict=True))
+        return Share(what, {tier.name: held.get(tier.name, 0) for tier in memory.tiers}, max(0, host_bytes))
+
+    yield share("weights", weights, host_weights)
+    yield share("KV cache and state", kv, host_kv)
     if config.cache is not None:
-        yield Share(f"expert slots, {config.cache.slots} a layer", fast_slots, host_slots)
+        yield share(f"expert slots, {memory.slots_of(config)} a layer", fast_slots, host_slots)
     rest = footprint.host_bytes - host_weights - host_kv - host_slots
-    buffers = max(0, fast - fast_weights - fast_kv - fast_slots)
-    yield Share("compute buffers, process", buffers, max(0, rest))
-    yield Share("in all", fast, footprint.host_bytes)
+    yield share("compute buffers, process", buffers, rest)
+    yield share("in all", used, footprint.host_bytes)
 
 
 def _kv_bytes(config: EngineConfig, kind: KvType, model: Model) -> int:

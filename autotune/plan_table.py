@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from moetune.autotune.cost import Prediction
 from moetune.autotune.plan import Plan, Planned
-from moetune.autotune.words import describe
+from moetune.autotune.words import describe, number
 from moetune.engine.config import KvType
 
 WIDTH = 80
@@ -34,12 +34,20 @@ def _head(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    limits = ("most that may be used", plan.cost.memory.fast_limit_bytes, plan.cost.memory.host_limit_bytes)
-    rows = [(share.what, size(share.fast_bytes), size(share.host_bytes)) for share in plan.shares]
-    rows.append((limits[0], size(limits[1]), size(limits[2])))
+    memory = plan.cost.memory
+    devices = [tier.name for tier in memory.tiers] or ["fast tier"]
+    rows = [
+        (share.what, *(size(share.fast_bytes.get(name, 0)) for name in devices), size(share.host_bytes))
+        for share in plan.shares
+    ]
+    limits = [tier.limit_bytes for tier in memory.tiers] or [0]
+    rows.append(("most that may be used", *map(size, limits), size(memory.host_limit_bytes)))
     title = "memory of the best" if plan.best else "memory of the first"
     table = tabulate(
-        rows, headers=(title, "fast tier", "RAM"), colalign=("left", "right", "right"), disable_numparse=True
+        rows,
+        headers=(title, *devices, "RAM"),
+        colalign=("left", *("right" for _ in devices), "right"),
+        disable_numparse=True,
     )
     kinds = ", ".join(f"{kind} {size(taken)}" for kind, taken in plan.kv_bytes.items() if kind is not KvType.F32)
     return f"{table}\n{_wrapped(f'KV cache of {plan.n_ctx:,} tokens, state included: {kinds}')}"
@@ -63,7 +71,7 @@ def _row(name: str, planned: Planned) -> tuple[str, ...]:
     hits = "" if seen.hit_rate is None else f"{seen.hit_rate:.0%}"
     if not seen.fits:
         return name[:_NAME_WIDTH], "does not", "fit", "", hits, size(seen.fast_bytes)
-    speeds = (_number(seen.pp_tps), _number(seen.tg_tps), _number(seen.turn_s))
+    speeds = (number(seen.pp_tps), number(seen.tg_tps), number(seen.turn_s))
     return name[:_NAME_WIDTH], *speeds, hits, size(seen.fast_bytes)
 
 
@@ -85,10 +93,10 @@ def _changes(seen: Prediction) -> Iterator[str]:
     if not seen.remedies:
         yield "Twice as much of any one thing would change next to nothing."
         return
-    yield f"What would change it, from {_number(seen.turn_s)} s a turn:"
+    yield f"What would change it, from {number(seen.turn_s)} s a turn:"
     for remedy in seen.remedies:
         what = "half the fixed costs" if remedy.resource.name == "FIXED" else f"twice the {remedy.resource}"
-        yield f"  {what}: {_number(remedy.turn_s)} s, {remedy.saved:.0%} less"
+        yield f"  {what}: {number(remedy.turn_s)} s, {remedy.saved:.0%} less"
 
 
 def _rests_on(plan: Plan) -> str:
@@ -106,10 +114,6 @@ def _rests_on(plan: Plan) -> str:
 def _wrapped(text: str) -> str:
     indent = text[: len(text) - len(text.lstrip())]
     return textwrap.fill(text, WIDTH, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def size(n_bytes: float) -> str:

@@ -1,6 +1,6 @@
 """The race: a few candidates against the incumbent, in interleaved rounds, until the data decide.
 
-A round measures everybody forwards, then backwards, in fresh processes: what drifts slowly cancels within it.
+A round measures everybody there and back, in fresh processes: what drifts slowly cancels within it.
 Candidates that cannot win any more are dropped; rounds in which the machine did not keep still count for nothing.
 """
 
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, TypeAdapter
 from moetune.autotune.sequential import FEWEST, Interval, bounds, interval_of
 from moetune.engine.config import EngineConfig
 from moetune.engine.measurement import Failed, Measurement
-from moetune.hardware.conditions import Conditions, disturbance
+from moetune.hardware.conditions import Conditions, disturbance, strain
 
 Measure = Callable[[EngineConfig], Measurement | Failed]
 
@@ -123,7 +123,8 @@ class Race:
 
 def _sound(entry: Round) -> Round:
     """Of a stored round: everybody ran, and every figure can be computed with."""
-    everybody = {run.arm for run in entry.runs} == set(range(len(entry.contenders)))
+    there_and_back = sorted([*range(len(entry.contenders))] * 2)
+    everybody = bool(entry.contenders) and sorted(run.arm for run in entry.runs) == there_and_back
     if not everybody or not all(run.measurement.has_timings and 0 < run.turn_s < math.inf for run in entry.runs):
         raise ValueError("a round without usable figures")
     return entry
@@ -159,8 +160,10 @@ class Track:
             if isinstance(outcome, Failed):
                 return arm, outcome
             runs.append(Run(arm, outcome, self.turn_s(outcome)))
+        # An engine that has ended leaves a device that is neither hot nor slowed down.
+        strained = strain(self.conditions())
         self.refresh()
-        finished = Round(contenders, tuple(runs), disturbance(before, self.conditions()))
+        finished = Round(contenders, tuple(runs), strained or disturbance(before, self.conditions()))
         self.keep(finished)
         return finished
 
@@ -197,7 +200,7 @@ def race(
         racing = [rival for rival in scores.racing() if len(scores.gains(rival.config)) < rules.most_rounds]
         stopped = _why_stop(racing, rounds[began:], rules, track)
         if stopped is None:
-            track.progress(_status(rounds, racing, rules))
+            track.progress(scores.status(racing))
             stopped = _run(incumbent, racing, track, rounds)
     arms = tuple(scores.arm_of(rival) for rival in rivals)
     return Race(incumbent, arms, tuple(rounds), rules.margin, stopped)
@@ -241,13 +244,6 @@ def _why_stop(racing: list[_Rival], run_now: list[Round], rules: Rules, track: T
     if len(disturbed) >= rules.most_rounds:
         return f"the machine did not keep still: {disturbed[-1]}"
     return None if track.may_go_on() else "the time is used up"
-
-
-def _status(rounds: list[Round], racing: list[_Rival], rules: Rules) -> str:
-    valid = sum(entry.disturbed is None for entry in rounds)
-    lost = len(rounds) - valid
-    text = f"round {valid + 1} of {rules.most_rounds} at most, {len(racing)} in the race"
-    return f"{text}; {lost} disturbed and repeated" if lost else text
 
 
 @dataclass
@@ -298,6 +294,13 @@ class _Scores:
                 standing = Standing.WON
         return Arm(rival.config, standing, interval, len(gains), rival.detail)
 
+    def status(self, racing: list[_Rival]) -> str:
+        """The round that comes next, for those that still race."""
+        at = 1 + min(len(self.gains(rival.config)) for rival in racing)
+        lost = sum(entry.disturbed is not None for entry in self.rounds)
+        text = f"round {at} of {self.rules.most_rounds} at most, {len(racing)} in the race"
+        return f"{text}; {lost} disturbed and repeated" if lost else text
+
     def racing(self) -> list[_Rival]:
         """Those that are not decided."""
         return [rival for rival in self.rivals if rival.racing]
@@ -314,7 +317,7 @@ class _Scores:
 
     def _stalls(self, rival: _Rival) -> bool:
         slow = [entry.log_slow_gain(arm) for _, entry, arm in self._valid(rival.config)]
-        return median(slow) < -math.log(1 + self.rules.margin)
+        return bool(slow) and median(slow) < -math.log(1 + self.rules.margin)
 
     def _valid(self, config: EngineConfig) -> list[tuple[int, Round, int]]:
         return [

@@ -13,11 +13,12 @@ from moetune.engine.measurement import Failed, FailureReason, Measurement
 
 
 class Origin(StrEnum):
-    """Who proposed a trial."""
+    """Who proposed a trial; LOOK: nobody, it was one before and is measured again."""
 
     BASELINE = "baseline"
     SEED = "seed"
     SAMPLER = "sampler"
+    LOOK = "look"
 
 
 @dataclass(frozen=True)

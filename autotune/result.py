@@ -8,6 +8,7 @@ from moetune.autotune.record import TrialRecord
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space
 from moetune.autotune.verdict import Verdict
+from moetune.autotune.words import one_line
 from moetune.profiles.schema import SCHEMA_VERSION, Profile, SavedVerdict
 
 
@@ -25,7 +26,7 @@ class SearchResult:
 
 def saved_verdict(verdict: Verdict) -> SavedVerdict:
     """The verdict as studies and profiles keep it."""
-    return SavedVerdict(kind=str(verdict.kind), sentence=_line(verdict.sentence))
+    return SavedVerdict(kind=str(verdict.kind), sentence=one_line(verdict.sentence))
 
 
 def profile_of(
@@ -42,10 +43,10 @@ def profile_of(
     return Profile(
         schema_version=SCHEMA_VERSION,
         model_fingerprint=result.space.model.fingerprint,
-        model_name=_line(result.space.model.name),
+        model_name=one_line(result.space.model.name),
         machine_fingerprint=machine_fingerprint,
-        machine_label=_line(machine_label),
-        emulated=_line(verdict.emulated) if verdict.emulated else None,
+        machine_label=one_line(machine_label),
+        emulated=one_line(verdict.emulated) if verdict.emulated else None,
         engine_version=result.request.engine_version,
         n_ctx=result.request.n_ctx,
         workload=result.request.workload.name,
@@ -61,8 +62,3 @@ def profile_of(
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         moetune_version=moetune_version,
     )
-
-
-def _line(text: str) -> str:
-    """One printable line: names come from files that anyone may have written."""
-    return "".join(c if c.isprintable() else " " for c in text)[:1000]

@@ -14,6 +14,7 @@ from moetune.autotune.evaluate import Session
 from moetune.autotune.events import Phase, SearchEvents
 from moetune.autotune.finals import calibrate, finalists, run_finals
 from moetune.autotune.identity import identity_of
+from moetune.autotune.looks import look_again
 from moetune.autotune.memory import memory_of, require_memory
 from moetune.autotune.open_study import open_study
 from moetune.autotune.quality_gate import open_gate
@@ -47,6 +48,7 @@ def search(
     Raises MoetuneError (DEVICE, MEMORY, STORAGE, BUSY, MODEL, USAGE) before the first launch where the search cannot
     be done at all. The caller closes the runner.
     """
+    began_s = clock()
     events.phase(Phase.PREPARE, 0)
     _check_context(request, model)
     memory = memory_of(model, machine, request.device)
@@ -69,7 +71,7 @@ def search(
             if earlier:
                 events.note(f"Starting from the best of {len(earlier)} earlier searches of this model here.")
             session = Session(
-                request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions, clock
+                request, space, study, runner, trace, events, memory, cost, gate, earlier, conditions, clock, began_s
             )
             _require_quality(session)
             _baselines(session)
@@ -80,6 +82,7 @@ def search(
             # One worker proves for all; the others find every measurement made.
             with study.turn("race"):
                 _noise(session)
+                _look_again(session)
                 _confirm(session)
                 outcome = _finals(session)
         except KeyboardInterrupt:
@@ -162,6 +165,11 @@ def _trials(session: Session) -> None:
 def _noise(session: Session) -> None:
     session.events.phase(Phase.NOISE, 0)
     session.noise = calibrate(session)
+
+
+def _look_again(session: Session) -> None:
+    session.events.phase(Phase.LOOKS, 0)
+    look_again(session)
 
 
 def _confirm(session: Session) -> None:

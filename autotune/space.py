@@ -328,7 +328,7 @@ def _why_cache_is_idle(model: Model, default: EngineConfig, idle: MemoryModel, f
     bare = replace(cache_off(default, tier), n_ubatch=UBATCHES[0])
     if default.gpu_layers <= model.n_layers:
         bare = _canonical(replace(bare, gpu_layers=0))
-    if idle.slots_that_fit(bare, 1.0) == 0:
+    if idle.slots_that_fit(bare) == 0:
         one = idle.slot_bytes(bare)
         used = idle.footprint(replace(bare, cache=replace(_OFF, slots=1))).fast_bytes - one
         return (

@@ -10,6 +10,14 @@ _PLACED = ("device", "gpu_layers", "ram_expert_layers", "more_devices", "tensor_
 _SIZED = ("slots", "budget_bytes", "reserve_bytes", "routing", "repack")
 
 
+def checked(config: EngineConfig, space: Space) -> EngineConfig:
+    """The configuration as this machine runs it; ValueError where no search of this space could have tried it."""
+    config = here(config, space)
+    if not belongs(config, space):
+        raise ValueError("a configuration of another search")
+    return config
+
+
 def here(config: EngineConfig, space: Space) -> EngineConfig:
     """The same with this machine's copy of the recorded routing, which lies elsewhere on every machine."""
     if config.cache is None or config.cache.routing is None:

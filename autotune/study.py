@@ -16,7 +16,7 @@ from moetune.autotune.knobs import Choice
 from moetune.autotune.outbox import Outbox, Unsent
 from moetune.autotune.record import RECORD, Origin, TrialRecord, to_optuna
 from moetune.autotune.space import Params, Space
-from moetune.autotune.stored import belongs, here
+from moetune.autotune.stored import checked
 from moetune.engine.config import EngineConfig
 from moetune.profiles.schema import VERDICT, SavedVerdict
 
@@ -270,10 +270,10 @@ class Study:
             self._known.add(trial.number)
 
     def _ours(self, record: TrialRecord) -> TrialRecord:
-        config = here(record.config, self._space)
-        if not belongs(config, self._space):
-            raise UnreadableRecord(f"trial {record.number} is of another search")
-        return replace(record, config=config)
+        try:
+            return replace(record, config=checked(record.config, self._space))
+        except ValueError as error:
+            raise UnreadableRecord(f"trial {record.number} is not one of this moetune's: {error}") from None
 
     def _send(self, unsent: Unsent, store: Callable[[], None]) -> None:
         """Twice, since a connection that breaks in the middle is replaced by the next; then it is kept here."""

@@ -8,7 +8,7 @@ from moetune.autotune.evaluate import fastest
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.result import SearchResult
 from moetune.autotune.verdict import figures_of
-from moetune.autotune.words import describe
+from moetune.autotune.words import describe, number
 from moetune.profiles.schema import Figures
 
 WIDTH = 80
@@ -38,7 +38,7 @@ def _warmth(record: TrialRecord) -> Iterator[str]:
     if measured is None or not record.config.has_slots:
         return
     cold_s = measured.cold_turn_s(measured.n_prompt, len(measured.tg_samples_s))
-    yield f"from empty slots on its first request takes {_number(cold_s)} s"
+    yield f"from empty slots on its first request takes {number(cold_s)} s"
     if not measured.steady:
         yield "its speed was still changing when its warm-up ended"
 
@@ -84,16 +84,12 @@ def _cells(figures: Figures) -> tuple[str, ...]:
     hits = "" if figures.hit_rate is None else f"{figures.hit_rate:.0%}"
     memory = figures.fast_bytes / (1 << 20)
     return (
-        _number(figures.pp_tps),
-        _number(figures.tg_tps),
-        _number(figures.turn_s),
+        number(figures.pp_tps),
+        number(figures.tg_tps),
+        number(figures.turn_s),
         hits,
         f"{memory:,.0f}" if memory >= 100 else f"{memory:.1f}",
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _cut(text: str, width: int) -> str:

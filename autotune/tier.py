@@ -61,11 +61,6 @@ def choose_tiers(machine: Machine, wanted: str | None) -> tuple[FastTier, ...]:
     return tiers
 
 
-def choose_tier(machine: Machine, wanted: str | None) -> FastTier | None:
-    """The first of `choose_tiers`; None for plain CPU."""
-    return next(iter(choose_tiers(machine, wanted)), None)
-
-
 def _best(machine: Machine) -> list[GgmlDevice]:
     linked = [device for device in machine.devices if device.has_link and device.memory_total_bytes]
     real = [device for device in linked if not device.emulated]

@@ -6,6 +6,7 @@ import numpy as np
 
 from moetune.autotune.baselines import further_looks
 from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.looks import LOOKS, MOST_CLOSE
 from moetune.autotune.neighbours import filled, neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
@@ -69,7 +70,7 @@ def _may_sample(session: Session) -> bool:
     while True:
         session.catch_up()
         left, elsewhere = trials_left(session), session.study.running_elsewhere
-        if left > elsewhere or not left + elsewhere:
+        if left > elsewhere or not left + elsewhere or session.time_left_s() <= 0:
             return may_try(session)
         session.study.wait_for_others()
 
@@ -106,7 +107,7 @@ def trials_left(session: Session) -> int:
 
 
 def _tried(session: Session) -> list[TrialRecord]:
-    return [r for r in session.study.records if r.origin is not Origin.BASELINE and r.launched]
+    return [r for r in session.study.records if r.origin in (Origin.SEED, Origin.SAMPLER) and r.launched]
 
 
 def _out_of_patience(session: Session) -> bool:
@@ -121,7 +122,7 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise, the baselines' further looks and twins, and the shortest race that can prove anything would take,
+    """What noise, further looks at trials and baselines, twins, and the shortest race that can prove anything would take,
     mostly in fresh processes; 0 without rivals.
     """
     best, baseline = session.best, session.best_baseline
@@ -134,7 +135,8 @@ def _race_s(session: Session) -> float:
     racing = min(session.request.finalists, len(rivals))
     rounds = fewest_that_prove(session.request.rules.risk / racing)
     looks = further_looks(session) + sum(record.config.has_slots for record in rivals[:racing])
-    measurements = 2 * (rounds * (1 + racing) + NOISE_ROUNDS) + looks
+    again = (LOOKS - 1) * min(MOST_CLOSE, len(rivals)) if len(rivals) > racing else 0
+    measurements = 2 * (rounds * (1 + racing) + NOISE_ROUNDS) + looks + again
     loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
     own_load_s = best.measurement.load_s if best.measurement else 0.0

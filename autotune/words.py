@@ -17,6 +17,16 @@ from moetune.engine.config import (
 _MIB = 1 << 20
 
 
+def number(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def one_line(text: str) -> str:
+    """Printable, at most 1,000 characters: names come from files that anyone may have written."""
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]
+
+
 def describe(config: EngineConfig, n_layers: int) -> str:
     """What sets this configuration apart; what is as usual is left out.
 

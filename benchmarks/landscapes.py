@@ -1,8 +1,8 @@
 """Landscapes: everything a search could have measured on one model and one emulated machine, recorded once.
 
-`landscapes.py` measures every configuration of a reduced search space in several fresh processes and keeps the raw
-samples, compressed; `search.py` replays them. The engine, the models' routing and the throttles are real;
-the machines are emulated, and every figure made from these says so.
+`landscapes.py` measures every configuration of a reduced search space in several fresh processes, those that come close
+to the fastest in more of them, and keeps the raw samples, compressed; `search.py` replays them. The engine, the models'
+routing and the throttles are real; the machines are emulated, and every figure made from these says so.
 """
 
 import argparse
@@ -47,6 +47,10 @@ from moetune.profiles.workload import Workload
 
 FOLDER = Path(__file__).parent / "results" / "landscapes"
 STARTS = 5
+# More of those whose order five starts cannot tell.
+MORE_STARTS = 15
+_CLOSE = 1.08
+_MOST_CLOSE = 48
 _LESSONS = 2
 _SLOT_STEP = 2
 DEVICE = "EMU0"
@@ -200,11 +204,13 @@ class Recording:
 
     def admits(self, config: EngineConfig) -> bool:
         """Whether the recorded scores of its KV types are inside the default level."""
-        return self._report_of(config.type_k).passed
+        return self._reports[config.type_k].passed
 
-    def _report_of(self, kind: KvType) -> QualityReport:
-        found, floor = (QualityFigures(summarize(self.scores[name]), None) for name in (kind, FLOOR))
-        return judge_quality(kind, KvType.F16, found, floor, SearchRequest.quality)
+    @cached_property
+    def _reports(self) -> Mapping[KvType, QualityReport]:
+        figures = {name: QualityFigures(summarize(scores), None) for name, scores in self.scores.items()}
+        level = SearchRequest.quality
+        return {k: judge_quality(k, KvType.F16, figures[k], figures[FLOOR], level) for k in KV_TYPES}
 
 
 RECORDING = TypeAdapter(Recording)
@@ -245,15 +251,14 @@ def _with_fewer_slots(config: EngineConfig) -> Iterator[EngineConfig]:
 class Replay:
     """A `Runner` that answers from a recording, with bootstrapped noise. Counts trials' and loads' seconds.
 
-    A recorded request takes a twentieth of a second, on which this computer scatters by 4 to 8 %; requests worth tuning
-    for take seconds, and scatter by 1 %. So one replayed measurement stands for as many requests as there are recorded
-    starts: these are drawn with replacement, the one in the middle answers, and all of their time is counted.
+    A recorded request takes a tenth of a second, on which this computer scatters by 4 to 8 %; requests worth tuning for
+    take seconds, and scatter by 1 %. So one replayed measurement stands for five requests: as many of the recorded
+    starts are drawn with replacement, the one in the middle answers, and all of their time is counted.
     """
 
     recording: Recording
     seed: int
     engine_s: float = 0.0
-    launches: int = 0
     out_of_memory: int = 0
     measured: list[EngineConfig] = field(default_factory=list)
 
@@ -274,8 +279,7 @@ class Replay:
         point = self.point_of(config)
         self.measured.append(point.config)
         load_s = self._load(config)
-        self.launches += 1
-        drawn = self._random.choices(point.starts, k=len(point.starts))
+        drawn = self._random.choices(point.starts, k=STARTS)
         failed = next((start for start in drawn if isinstance(start, Failed)), None)
         if failed is not None:
             self.out_of_memory += failed.reason is FailureReason.OUT_OF_MEMORY
@@ -350,6 +354,30 @@ def record(landscape: Landscape, folder: Path, starts: int) -> Recording:
     )
 
 
+def refine(recording: Recording, spec: SyntheticSpec, folder: Path, starts: int) -> Recording:
+    """With so many more starts of every configuration that comes close to the fastest one, if it has not had them yet;
+    again until the fastest is one of these.
+    """
+    path = folder / f"{recording.name}.gguf"
+    write_synthetic(path, spec)
+    if read_model(path).fingerprint != recording.model.fingerprint:
+        raise RuntimeError(f"{recording.name} was recorded with another model: record it again")
+    while len(recording.optimum.starts) < STARTS + starts:
+        limit_s = _CLOSE * recording.optimum.true_turn_s
+        close = [p for p in recording.points if p.true_turn_s <= limit_s and len(p.starts) < STARTS + starts]
+        close = sorted(close, key=lambda point: point.true_turn_s)[:_MOST_CLOSE]
+        print(f"{recording.name}: {len(close)} configurations, {starts} more starts", flush=True)
+        with EngineRunner(path, parse_emulated(recording.emulated)) as runner:
+            more = _measured([point.config for point in close], recording.trace, starts, runner)
+        points = (Recorded(p.config, p.starts + _starts(more.get(p.config))) for p in recording.points)
+        recording = replace(recording, points=tuple(points))
+    return recording
+
+
+def _starts(point: Recorded | None) -> tuple[Measurement | Failed, ...]:
+    return point.starts if point is not None else ()
+
+
 def _measured(
     configs: list[EngineConfig], trace: Trace, starts: int, runner: EngineRunner
 ) -> dict[EngineConfig, Recorded]:
@@ -418,12 +446,14 @@ def _rounded(outcome: Measurement | Failed) -> Measurement | Failed:
     )
 
 
-def keep(name: str, starts: int) -> str:
-    """Record one landscape into the repository; what came of it, in a line."""
+def keep(name: str, starts: int, more_starts: int, recorded: bool) -> str:
+    """Record one landscape into the repository, unless it was `recorded` before, and refine it; what came of it."""
     landscape = next(entry for entry in LANDSCAPES if entry.name == name)
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        recording = record(landscape, Path(folder), starts)
+        recording = read(name) if recorded else record(landscape, Path(folder), starts)
+        if more_starts:
+            recording = refine(recording, landscape.spec, Path(folder), more_starts)
     (FOLDER / f"{name}.json.gz").write_bytes(gzip.compress(RECORDING.dump_json(recording), mtime=0))
     best, took_s = recording.optimum, time.monotonic() - began_s
     return (
@@ -438,11 +468,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LANDSCAPE", choices=[*names, []], default=[])
     parser.add_argument("--starts", type=int, default=STARTS)
+    parser.add_argument("--more-starts", type=int, default=MORE_STARTS, help="of those close to the fastest")
+    parser.add_argument("--recorded", action="store_true", help="add more starts to what is recorded")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     # A process each: an emulated machine that ggml has registered stays registered.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for line in pool.map(keep, options.names or names, repeat(options.starts)):
+        settings = (repeat(value) for value in (options.starts, options.more_starts, options.recorded))
+        for line in pool.map(keep, options.names or names, *settings):
             print(line, flush=True)
     return 0
 

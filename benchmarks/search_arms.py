@@ -24,7 +24,7 @@ from moetune.autotune.record import Origin
 from moetune.autotune.search import search
 from moetune.autotune.space import Space, build_space
 from moetune.engine.config import EngineConfig
-from moetune.engine.measurement import Measurement
+from moetune.engine.measurement import Failed, Measurement
 from moetune.hardware.conditions import Conditions
 
 TRIALS = 60
@@ -230,12 +230,11 @@ def _sampled(
         trial = study.ask(world.space.distributions)
         config = world.space.config_of(trial.params, world.memory)
         outcome = replay.measure(config, world.recording.trace, passes=1, time_limit_s=math.inf)
-        if isinstance(outcome, Measurement):
+        if isinstance(outcome, Measurement) and world.recording.admits(replay.measured[-1]):
             value = score(outcome)
             study.tell(trial, value)
-            if world.recording.admits(replay.measured[-1]):
-                best = min(best, (value, replay.measured[-1]), key=lambda pair: pair[0])
-        elif failed is not None:
+            best = min(best, (value, replay.measured[-1]), key=lambda pair: pair[0])
+        elif isinstance(outcome, Failed) and failed is not None:
             study.tell(trial, failed)
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)

@@ -80,13 +80,20 @@ def disturbance(before: Conditions, after: Conditions) -> str | None:
     found = [
         _foreign_load(before, after),
         _clock(before, after),
-        "a sensor reached its temperature limit" if after.hot else None,
+        strain(after),
         "the processor was slowed down" if after.throttles > before.throttles else None,
         "the system swapped" if after.swapped_bytes - before.swapped_bytes > _MOST_SWAP_BYTES else None,
         _memory(before, after),
         *(_gpu(*pair) for pair in zip(before.gpus, after.gpus, strict=False)),
     ]
     return next((words for words in found if words), None)
+
+
+def strain(now: Conditions) -> str | None:
+    """What holds the machine back at this moment, in words; None when nothing does."""
+    if now.hot:
+        return "a sensor reached its temperature limit"
+    return "the GPU was slowed down" if any(gpu.throttled for gpu in now.gpus) else None
 
 
 def _foreign_load(before: Conditions, after: Conditions) -> str | None:
@@ -109,8 +116,6 @@ def _memory(before: Conditions, after: Conditions) -> str | None:
 
 
 def _gpu(before: GpuConditions, after: GpuConditions) -> str | None:
-    if after.throttled:
-        return "the GPU was slowed down"
     moved_bytes = abs(before.free_bytes - after.free_bytes)
     if moved_bytes > _MOST_DEVICE_MEMORY_SHARE * before.total_bytes:
         return f"{moved_bytes / _MIB:,.0f} MiB of the GPU's memory changed hands"

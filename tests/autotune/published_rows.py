@@ -11,7 +11,7 @@ from tabulate import tabulate
 from moetune.autotune.cost import CostModel, cost_model
 from moetune.autotune.memory import MemoryModel
 from moetune.autotune.space import cache_off
-from moetune.autotune.tier import choose_tier
+from moetune.autotune.tier import choose_tiers
 from moetune.autotune.trace import RequestShape
 from moetune.engine.config import CacheKnobs, EngineConfig, KvType
 from moetune.engine.model import Layer, Model
@@ -121,7 +121,7 @@ def cost_of(row: dict[str, Any]) -> tuple[CostModel, EngineConfig]:
     """The cost model of the row's model on its machine, and the row's configuration."""
     model = model_of(row["model"], models()[row["model"]], row["expert_bits"], row["dense_bits"])
     machine = machine_for(row)
-    tier = choose_tier(machine, None)
+    tier = next(iter(choose_tiers(machine, None)), None)
     memory = MemoryModel(model, tier, machine.memory.available_bytes)
     cost = cost_model(model, machine, memory, RequestShape(row["position"], 1, 0, scaled=False))
     config = EngineConfig(

@@ -124,7 +124,7 @@ def test_what_binds_is_what_helps_most() -> None:
 def test_a_full_card_binds_where_more_slots_would_help() -> None:
     """The slots fill the memory there is, and most of the turn is misses."""
     now = replace(cost(), figures=cost().figures.better(Resource.RAM, 1 / 20))
-    slots = now.memory.slots_that_fit(cached(0), 1.0)
+    slots = now.memory.slots_that_fit(cached(0))
     assert 0 < slots < MODEL.n_expert
     remedies = {remedy.resource: remedy.saved for remedy in now.predict(cached(slots)).remedies}
     assert remedies[Resource.VRAM] > 0
@@ -153,7 +153,8 @@ def test_a_plan_counts_all_devices(tmp_path: Path) -> None:
     assert spread
     assert spread[0].prediction.fast_bytes > 1000 * MIB
     *parts, in_all = plan.shares
-    assert sum(share.fast_bytes for share in parts) == in_all.fast_bytes == plan.best[0].prediction.fast_bytes
+    assert sum(in_all.fast_bytes.values()) == plan.best[0].prediction.fast_bytes
+    assert all(sum(share.fast_bytes[name] for share in parts) == used for name, used in in_all.fast_bytes.items())
     assert "CUDA0" in plan_table(plan)
     assert "CUDA1" in plan_table(plan)
 

@@ -12,7 +12,7 @@ from world import machine_with
 from moetune.autotune.cost import cost_model
 from moetune.autotune.cost_hits import Skew, curve_from_skew
 from moetune.autotune.memory import MemoryModel
-from moetune.autotune.tier import choose_tier
+from moetune.autotune.tier import choose_tiers
 from moetune.autotune.trace import RequestShape
 from moetune.demo.synthetic import SyntheticSpec, write_synthetic
 from moetune.engine.config import CacheKnobs, EngineConfig
@@ -73,7 +73,7 @@ def errors(case: str, model: Model) -> dict[str, float]:
     """Of the predicted seconds a token, by arm."""
     recorded = RECORDED[case]
     machine = emulated_machine(recorded["emulated"])
-    memory = MemoryModel(model, choose_tier(machine, None), 1 << 34)
+    memory = MemoryModel(model, choose_tiers(machine, None)[0], 1 << 34)
     hits = curve_from_skew(model.n_expert, model.n_expert_used, Skew(recorded["top_fifth_share"], 0.2, "counted"))
     cost = cost_model(model, machine, memory, RequestShape(0, 512, 44, scaled=False), hits)
     on_device = EngineConfig(n_ctx=1024, n_threads=1, device="EMU0", gpu_layers=model.n_layers + 1)

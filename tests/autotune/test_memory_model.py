@@ -9,7 +9,7 @@ from world import MIB, gpu, machine_with, memory_of, moe_model
 
 from moetune.autotune.calibration import Calibration
 from moetune.autotune.memory import require_memory
-from moetune.autotune.tier import choose_tier, choose_tiers
+from moetune.autotune.tier import choose_tiers
 from moetune.engine.config import CacheKnobs, EngineConfig, FlashAttention, KvType
 from moetune.errors import ExitCode, MoetuneError
 from moetune.hardware.machine import DeviceKind
@@ -152,19 +152,16 @@ def test_a_real_device_is_preferred_to_an_emulated_one() -> None:
     """Unless the emulated one is named."""
     emulated = gpu(9000, "EMU0", "emulated accelerator")
     machine = machine_with(emulated, gpu(900))
-    chosen, named = choose_tier(machine, None), choose_tier(machine, "emu0")
-    assert chosen is not None
-    assert chosen.name == "CUDA0"
-    assert named is not None
-    assert named.emulated
+    assert [tier.name for tier in choose_tiers(machine, None)] == ["CUDA0"]
+    assert [tier.emulated for tier in choose_tiers(machine, "emu0")] == [True]
 
 
 def test_an_unknown_device_names_the_known_ones() -> None:
     """The remedy lists what there is; "none" is plain CPU."""
     with pytest.raises(MoetuneError, match="CUDA0, CPU, none") as caught:
-        choose_tier(MACHINE, "Vulkan7")
+        choose_tiers(MACHINE, "Vulkan7")
     assert caught.value.code is ExitCode.DEVICE
-    assert choose_tier(MACHINE, "none") is None
+    assert choose_tiers(MACHINE, "none") == ()
 
 
 TWO = machine_with(gpu(1000), gpu(800, "CUDA1"))
@@ -203,8 +200,8 @@ def test_a_reserve_of_its_own_replaces_the_usual_one() -> None:
     """Half of a 4 GiB device kept free is room for slots no more."""
     bare = replace(ALL_DENSE, cache=CacheKnobs(slots=0))
     half = replace(bare, cache=CacheKnobs(slots=0, reserve_bytes=3500 * MIB))
-    assert 0 < MEMORY.slots_that_fit(half, 1.0) < MEMORY.slots_that_fit(bare, 1.0)
-    full = replace(half, cache=CacheKnobs(slots=MEMORY.slots_that_fit(half, 1.0), reserve_bytes=3500 * MIB))
+    assert 0 < MEMORY.slots_that_fit(half) < MEMORY.slots_that_fit(bare)
+    full = replace(half, cache=CacheKnobs(slots=MEMORY.slots_that_fit(half), reserve_bytes=3500 * MIB))
     assert MEMORY.footprint(full).fast_bytes <= (4096 - 3500) * MIB
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 from world import still
 
 from moetune.autotune.noise import measure_noise, noise_of
@@ -130,11 +131,11 @@ def test_hopeless_candidates_are_dropped() -> None:
 
 
 def test_rounds_go_there_and_back_in_fresh_processes() -> None:
-    """A B C, C B A; drift cancels within a round."""
+    """A B C, C B A, and the next one from the other end; drift cancels within a round."""
     machine = Machine(0, {})
     run(machine, RIVALS[:2], Rules(most_rounds=3))
     a, (b, c, _) = BASE, RIVALS
-    assert machine.order[:6] == [a, b, c, c, b, a]
+    assert machine.order[:12] == [a, b, c, c, b, a, c, b, a, a, b, c]
     assert machine.refreshed >= 3
 
 
@@ -159,6 +160,70 @@ def test_faster_with_worse_stalls_does_not_win() -> None:
     )
     assert result.winner is None
     assert result.arms[0].standing is Standing.STALLS
+
+
+def test_one_that_stalls_drops_nobody() -> None:
+    """It is the fastest by far, and cannot win; the one behind it does."""
+    speed = {RIVALS[0]: 2.0, RIVALS[1]: 1.2}
+    machine = Machine(0, speed)
+
+    def measure(config: EngineConfig) -> Measurement:
+        usual = machine.measure(config)
+        return measured(sum(usual.tg_samples_s), slowest=8.0) if config == RIVALS[0] else usual
+
+    result = run(machine, RIVALS[:2], measure=measure)
+    assert result.winner is not None
+    assert result.winner.config == RIVALS[1]
+
+
+@pytest.mark.parametrize("before", [1.2, 1.0])
+def test_a_finalist_that_comes_later_has_its_rounds(before: float) -> None:
+    """After a race that another has won, and after one whose rounds are used up."""
+    kept: list[Round] = []
+    run(Machine(3, {RIVALS[0]: before}), RIVALS[:1], kept=kept)
+    result = run(Machine(4, {RIVALS[0]: before, RIVALS[1]: 1.5}), RIVALS[:2], earlier=tuple(kept))
+    assert result.winner is not None
+    assert result.winner.config == RIVALS[1]
+    assert result.arms[1].rounds < len(result.valid_rounds)
+
+
+def test_disturbances_of_an_earlier_run_are_forgiven() -> None:
+    """The machine keeps still now."""
+    lost = (replace(run(Machine(5, {}), RIVALS[:1]).rounds[0], disturbed="it rained"),) * RULES.most_rounds
+    result = run(Machine(6, {RIVALS[0]: 1.5}), RIVALS[:1], earlier=lost)
+    assert result.winner is not None
+    assert result.arms[0].rounds == len(result.rounds) - len(lost)
+
+
+def test_a_machine_strained_at_the_end_of_a_round_disturbs_it() -> None:
+    """Though it has cooled down as soon as the engine has ended."""
+    looks = 0
+
+    def conditions() -> Conditions:
+        nonlocal looks
+        looks += 1
+        return replace(still(), hot=looks % 3 == 2)
+
+    result = run(Machine(2, {RIVALS[0]: 2.0}), conditions=conditions, rules=Rules(most_rounds=3))
+    assert result.stopped == "the machine did not keep still: a sensor reached its temperature limit"
+
+
+@pytest.mark.parametrize("damage", ["nobody", "one run", "no time"])
+def test_a_damaged_round_is_refused(damage: str) -> None:
+    """Nothing that cannot be computed with comes out of a study."""
+    kept: list[Round] = []
+    run(Machine(7, {RIVALS[0]: 1.2}), RIVALS[:1], kept=kept)
+    whole = kept[0]
+    match damage:
+        case "nobody":
+            broken = replace(whole, contenders=(), runs=())
+        case "one run":
+            broken = replace(whole, runs=whole.runs[:-1])
+        case _:
+            broken = replace(whole, runs=(replace(whole.runs[0], turn_s=0.0), *whole.runs[1:]))
+    assert ROUND.validate_json(ROUND.dump_json(whole)) == whole
+    with pytest.raises(ValidationError, match="without usable figures"):
+        ROUND.validate_json(ROUND.dump_json(broken))
 
 
 def test_a_candidate_that_fails_is_out_and_the_race_goes_on() -> None:
@@ -189,7 +254,8 @@ def test_disturbed_rounds_do_not_count() -> None:
     def conditions() -> Conditions:
         nonlocal looks
         looks += 1
-        return replace(still(), at_s=float(looks), busy_s=8.0 * (looks // 2 % 2))
+        # Read before, at the end of and after a round.
+        return replace(still(), at_s=float(looks), busy_s=8.0 * (looks % 6 == 3))
 
     kept: list[Round] = []
     result = run(Machine(2, {RIVALS[0]: 1.5}), RIVALS[:1], conditions=conditions, kept=kept)

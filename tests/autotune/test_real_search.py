@@ -16,7 +16,7 @@ from moetune.autotune.record import Origin
 from moetune.autotune.result import SearchResult
 from moetune.autotune.search import search
 from moetune.autotune.table import result_table
-from moetune.autotune.tier import choose_tier
+from moetune.autotune.tier import choose_tiers
 from moetune.demo.synthetic.spec import SyntheticSpec
 from moetune.demo.synthetic.writer import write_synthetic
 from moetune.engine.emulator import parse_emulated
@@ -60,7 +60,7 @@ def test_the_real_engine_measures_every_baseline_and_trial(searched: tuple[Searc
 def test_predicted_memory_covers_what_the_engine_used(searched: tuple[SearchResult, Machine, Model]) -> None:
     """The uncalibrated prediction is an upper bound, and a close one: weights, cache and slots are exact."""
     result, machine, model = searched
-    memory = MemoryModel(model, choose_tier(machine, "EMU0"), machine.memory.available_bytes)
+    memory = MemoryModel(model, choose_tiers(machine, "EMU0")[0], machine.memory.available_bytes)
     for record in result.records:
         if record.measurement is not None:
             footprint = memory.footprint(record.config)

@@ -86,7 +86,7 @@ def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: s
     """Probe, search and run, end to end on the CPU: the saved profile is the one that runs."""
     flags = ["--workload", mine, "--ctx", "256"]
     code, out, err = finish(
-        start("search", str(model_file), *flags, "--trials", "1", "--rounds", "3", "--device", "none")
+        start("search", str(model_file), *flags, "--trials", "1", "--rounds", "4", "--device", "none")
     )
     assert code == 0, err
     assert "stock, all on the CPU" in out
@@ -139,7 +139,7 @@ def test_an_interrupted_search_goes_on_where_it_was(start: Start, slow_model: Pa
         "--trials",
         "2",
         "--rounds",
-        "3",
+        "4",
         "--device",
         "none",
     ]
@@ -168,7 +168,7 @@ def test_a_second_search_on_the_same_study_is_refused(start: Start, slow_model: 
         "--trials",
         "1",
         "--rounds",
-        "3",
+        "4",
         "--device",
         "none",
     ]
@@ -195,9 +195,9 @@ def test_a_killed_search_resumes_with_every_finished_trial(start: Start, slow_mo
         "--ctx",
         "1024",
         "--trials",
-        "3",
+        "4",
         "--rounds",
-        "3",
+        "4",
         "--device",
         "none",
     ]
@@ -223,9 +223,9 @@ def test_a_killed_engine_costs_its_trial_only(start: Start, slow_model: Path, sl
         "--ctx",
         "1024",
         "--trials",
-        "3",
+        "4",
         "--rounds",
-        "3",
+        "4",
         "--device",
         "none",
         "--kv",
@@ -245,7 +245,7 @@ def test_the_cache_wins_on_an_emulated_machine(start: Start, folders: Path) -> N
     """The main job: a proven win over stock llama.cpp's best layer offload, saved, applied, and marked emulated."""
     machine = ["--emulate", "desktop,vram_mib=8"]
     model = str(demo_model_path())
-    code, out, err = finish(start("search", model, *machine, "--ctx", "1024", "--trials", "6", "--rounds", "3"))
+    code, out, err = finish(start("search", model, *machine, "--ctx", "1024", "--trials", "6", "--rounds", "4"))
     assert code == 0, err
     assert "stock, best layer offload" in out
     assert "Emulated:" in out
@@ -262,7 +262,7 @@ def test_a_fast_tier_too_small_for_anything_leaves_the_cpu(start: Start, slow_mo
     """Nothing fits on the device: the CPU is measured and runs, and the table says why the rest failed."""
     machine = ["--emulate", "desktop,vram_mib=1"]
     code, out, err = finish(
-        start("search", str(slow_model), *machine, "--workload", mine, "--ctx", "256", "--trials", "1", "--rounds", "3")
+        start("search", str(slow_model), *machine, "--workload", mine, "--ctx", "256", "--trials", "1", "--rounds", "4")
     )
     assert code == 0, err
     assert "Nothing beat stock, all on the CPU" in " ".join(out.split())

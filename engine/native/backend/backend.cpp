@@ -255,10 +255,11 @@ class Backend final : public Guest {
     // A batch of a prompt: all on the cold device, or all on the fast one. The guard's samples are of other steps.
     ggml_status compute_prompt(ggml_cgraph & graph, const RoutedFfn & ffn, const std::shared_ptr<Layer> & layer,
                                const Settings & settings) {
-        if (settings.changes_slots(prompt_settings_) || settings.repack != prompt_settings_.repack) {
-            // What was found faster was so with other slots.
+        if (settings.changes_slots(prompt_settings_) || n_threads_ != prompt_threads_) {
+            // What was found faster was so with other slots, or other threads for what misses them.
             prompt_choice_ = PromptChoice();
             prompt_settings_ = settings;
+            prompt_threads_ = n_threads_;
         }
         const bool choosing = settings.prefill == Prefill::automatic;
         const PromptWay way = choosing                              ? prompt_choice_.next(ffn.n_tokens())
@@ -461,6 +462,7 @@ class Backend final : public Guest {
 
     PromptChoice prompt_choice_;
     Settings prompt_settings_;  // when it began
+    int prompt_threads_ = 0;
     int stream_failures_ = 0;  // in a row
 
     // Of the split being computed.

@@ -1,0 +1,59 @@
+"""Further looks at the trials that noise cannot tell from the fastest: luck alone must not choose the finalists."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import fmean
+
+from moetune.autotune.evaluate import Session
+from moetune.autotune.record import Origin, TrialRecord
+
+LOOKS = 3
+MOST_CLOSE = 12
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A configuration that is no baseline, by its first trial. turn_s: geometric mean over its looks."""
+
+    record: TrialRecord
+    looks: int
+    turn_s: float
+
+
+def rivals(session: Session) -> list[Rival]:
+    """All that could still beat the best baseline and are not known to be outside the quality gate, fastest first."""
+    best = session.best_baseline
+    if best is None or best.turn_s is None:
+        return []
+    baselines = {record.config for record in session.study.records if record.origin is Origin.BASELINE}
+    looks = defaultdict[object, list[tuple[float, TrialRecord]]](list)
+    for record in session.gate.admissible(session.study.records):
+        if record.turn_s is not None and record.config not in baselines:
+            looks[record.config].append((record.turn_s, record))
+    found = [
+        Rival(of_one[0][1], len(of_one), math.exp(fmean(math.log(turn_s) for turn_s, _ in of_one)))
+        for of_one in looks.values()
+    ]
+    bar_s = (1 + session.screening_noise) * best.turn_s
+    return sorted((r for r in found if r.turn_s <= bar_s), key=lambda rival: (rival.turn_s, rival.record.number))
+
+
+def is_close(session: Session, rival: Rival, fastest_s: float) -> bool:
+    """Whether noise alone may have kept it from being the fastest."""
+    return rival.turn_s <= (1 + session.screening_noise / math.sqrt(rival.looks)) * fastest_s
+
+
+def look_again(session: Session) -> None:
+    """Measure the closest again, all of them once before any twice, until no more are left than may race."""
+    for look in range(2, LOOKS + 1):
+        known = rivals(session)
+        close = [rival for rival in known if is_close(session, rival, known[0].turn_s)][:MOST_CLOSE]
+        if len(close) <= session.request.finalists:
+            return
+        # Those that share a placement one after the other: none of them needs the model loaded anew.
+        for rival in sorted(close, key=lambda rival: repr(rival.record.config.placement)):
+            if session.time_left_s() <= 0:
+                return
+            if rival.looks < look:
+                session.evaluate(rival.record.config, Origin.LOOK)
