@@ -9,7 +9,12 @@ from moetune.autotune.shelf import StoredStudy
 from moetune.autotune.words import describe
 
 _MIB = 1 << 20
-_ORIGINS = {Origin.BASELINE: "baselines", Origin.SEED: "seeds", Origin.SAMPLER: "sampler"}
+_ORIGINS = {
+    Origin.BASELINE: "baselines",
+    Origin.SEED: "seeds",
+    Origin.SAMPLER: "sampler",
+    Origin.LOOK: "measured again",
+}
 _NOTHING = "No trial of this study was measured."
 _TIMES = (("s", 1.0, 300.0), ("min", 60.0, 18_000.0), ("h", 3600.0, float("inf")))
 # Of the axis of regret: how many times the largest regret of the best so far is shown.
