@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from moetune.autotune.baselines import ALL_ON_DEVICE, EXPERTS_IN_RAM, STOCK_CPU
 from moetune.autotune.knobs import UBATCHES, default_threads, kv_choices
 from moetune.autotune.memory import MemoryModel, memory_of
-from moetune.autotune.plan import ALL_ON_DEVICE, IN_RAM, ON_CPU
 from moetune.autotune.tier import NO_DEVICE, choose_tiers
 from moetune.engine.config import CacheKnobs, EngineConfig, KvType
 from moetune.engine.model import Model
@@ -150,7 +150,7 @@ def _room(memory: MemoryModel, bare: EngineConfig) -> Room:
     on_device = replace(dense, ram_expert_layers=0)
     fits_dense = memory.fits_fast(dense)
     in_ram = _least(model.n_layers, lambda n: memory.fits_fast(replace(dense, ram_expert_layers=n)))
-    slots = memory.slots_that_fit(replace(dense, cache=CacheKnobs(slots=0)), 1.0)
+    slots = memory.slots_that_fit(replace(dense, cache=CacheKnobs(slots=0)))
     return Room(
         device=tier.name,
         description=tier.description,
@@ -176,10 +176,10 @@ def _longest(
         dense = _dense_on_device(memory, bare)
         placements = {ALL_ON_DEVICE: replace(dense, ram_expert_layers=0)}
         if model.is_moe:
-            placements[IN_RAM] = dense
+            placements[EXPERTS_IN_RAM] = dense
         for name, config in placements.items():
             yield from _by_type(f"{memory.tiers[0].name}: {name}", memory, config, allowed)
-    yield from _by_type(ON_CPU, in_ram, bare, allowed)
+    yield from _by_type(STOCK_CPU, in_ram, bare, allowed)
 
 
 def _by_type(name: str, memory: MemoryModel, config: EngineConfig, allowed: list[KvType]) -> Iterator[Longest]:

@@ -196,8 +196,8 @@ class ServingLoop:
         if now - self._state_at < (_STATE_S if self._busy else 0.0):
             return
         self._state_at = now
-        layers, context = self._layers(), self._context
-        self._kv = tuple(KvRow(context.cells(row), context.n_ctx, row in self._running) for row in range(context.n_rows))
+        layers, context, running = self._layers(), self._context, self._running
+        self._kv = tuple(KvRow(context.cells(row), context.n_ctx, row in running) for row in range(context.n_rows))
         used = sum(row.cells for row in self._kv if row.running)
         state = ServingState(
             n_running=len(self._running),

@@ -56,9 +56,7 @@ class Setup:
 class Worker:
     """Serves one request after the other. `send` passes a response to the parent; `inbox` is where more may wait."""
 
-    def __init__(
-        self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None], inbox: Inbox
-    ) -> None:
+    def __init__(self, setup: Setup, log: NativeLog, send: Callable[[protocol.Response], None], inbox: Inbox) -> None:
         self._path = Path(setup.model_path)
         self._log = log
         self._send = send

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +23,7 @@ def frame(history: History, width: int = WIDTH, height: int | None = None) -> Gr
     now, width = history.now, max(WIDTH, width)
     mark = "  (emulated)" if now.emulated else ""
     head = Text.assemble((printable(now.model)[: width - len(mark)], "bold"), mark)
-    parts = [head, _flow(history, width), Text(), _memory(now, width), Text()]
+    parts: list[RenderableType] = [head, _flow(history, width), Text(), _memory(now, width), Text()]
     used = 1 + 4 + 1 + 2 + (len(now.kv) > 1) + len(now.devices) + 1
     if now.layers:
         # Three lines around the heat map, and one that the terminal itself wants.

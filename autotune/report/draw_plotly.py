@@ -68,9 +68,8 @@ def _add_guide(figure: go.Figure, guide: Guide, dash: str, chart: Chart) -> None
 
 def _legend_entry(series: Series, symbol: str) -> go.Scatter:
     """For points whose colour says something else: their shape alone."""
-    return go.Scatter(
-        x=[None], y=[None], name=_plain(series.name), mode="markers", marker={"symbol": symbol, "size": 9, "color": _GREY}
-    )
+    marker = {"symbol": symbol, "size": 9, "color": _GREY}
+    return go.Scatter(x=[None], y=[None], name=_plain(series.name), mode="markers", marker=marker)
 
 
 def _trace(series: Series, colour: str, symbol: str, chart: Chart) -> go.Scatter:

@@ -65,7 +65,13 @@ def test_every_command_that_runs_the_engine_can_show_its_log() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["probe", "--no-measure"], ["inspect", "MODEL"], ["plan", "MODEL", "--machine", "MACHINE"], ["study", "list"], ["profiles", "list"]],
+    [
+        ["probe", "--no-measure"],
+        ["inspect", "MODEL"],
+        ["plan", "MODEL", "--machine", "MACHINE"],
+        ["study", "list"],
+        ["profiles", "list"],
+    ],
     ids=" ".join,
 )
 def test_json_and_yaml_say_the_same(command: Command, model_file: Path, folders: Path, arguments: list[str]) -> None:

@@ -97,7 +97,9 @@ def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: s
     assert code == 0, err
     assert "profile: mine, context 256" in err
     code, out, err = finish(
-        start("search", str(model_file), *flags, "--trials", "1", "--rounds", "4", "--device", "none", "--format", "json")
+        start(
+            "search", str(model_file), *flags, "--trials", "1", "--rounds", "4", "--device", "none", "--format", "json"
+        )
     )
     assert (code, json.loads(out)["saved"]) == (0, str(saved)), err
     assert "stock, all on the CPU" in err

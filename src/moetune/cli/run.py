@@ -49,9 +49,7 @@ def run(
     temperature: Annotated[
         float, typer.Option("--temperature", help="0 always takes the likeliest token.")
     ] = Sampling.temperature,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling, above temperature 0.")] = (
-        Sampling.seed
-    ),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling, above temperature 0.")] = (Sampling.seed),
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--raw", help="Use the model's chat template, or not; default: if the model has one."),

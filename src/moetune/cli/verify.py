@@ -42,7 +42,8 @@ def verify_profile(
         str | None, typer.Option("--workload", metavar="FILE", help="The workload's file, where it is no preset.")
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=fewest_that_prove(Rules.risk), help="Most rounds; more can tell smaller gains.")
+        int,
+        typer.Option("--rounds", min=fewest_that_prove(Rules.risk), help="Most rounds; more can tell smaller gains."),
     ] = _ROUNDS,
     save: Annotated[
         bool, typer.Option("--save", help="If it holds, keep it as this machine's profile, with the new figures.")
