@@ -122,8 +122,8 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise, further looks at trials and baselines, twins, and the shortest race that can prove anything would take,
-    mostly in fresh processes; 0 without rivals.
+    """What noise, further looks at trials and baselines, twins, and the shortest race that can prove anything would
+    take, mostly in fresh processes; 0 without rivals.
     """
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
