@@ -14,6 +14,7 @@ from moetune.autotune.request import SearchRequest
 from moetune.autotune.result import SearchResult
 from moetune.autotune.search import search
 from moetune.autotune.shelf import Journals, StoredStudy
+from moetune.engine.config import Policy
 from moetune.engine.measurement import FailureReason
 from moetune.engine.model import Model
 from moetune.hardware.machine import Machine
@@ -42,6 +43,6 @@ def rich_search(state_dir: Path) -> tuple[SearchRequest, SearchResult, StoredStu
     landscape = Landscape(
         noise=0.01,
         quantised_kv_gain=1.6,
-        broken=lambda config: FailureReason.CRASHED if config.n_ubatch == 64 else None,
+        broken=lambda config: FailureReason.CRASHED if config.cache and config.cache.policy is Policy.LRU else None,
     )
     return request, *run(request, landscape)
