@@ -95,7 +95,7 @@ def test_a_search_is_remembered_and_used(start: Start, model_file: Path, mine: s
     assert str(saved) in out
     code, _, err = finish(start("run", str(model_file), "-p", "The fox", "--max-tokens", "5"))
     assert code == 0, err
-    assert "profile: mine, context 256" in err
+    assert ": mine, context 256" in err
     code, out, err = finish(
         start(
             "search", str(model_file), *flags, "--trials", "1", "--rounds", "4", "--device", "none", "--format", "json"

@@ -19,7 +19,7 @@ from moetune.engine.measurement import CacheCounters
 from moetune.engine.model import read_model
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile, read_profile
-from moetune.profiles.store import ProfileStore
+from moetune.profiles.store import ProfileStore, name_of
 
 GOLDEN = Path(__file__).parents[1] / "profiles" / "goldens" / "profile-v1.yaml"
 COUNTERS = CacheCounters(hits=9, misses=3, promotions=1, bytes_moved=1, hot_s=0.1, cold_s=0.1, wait_s=0.0)
@@ -89,7 +89,14 @@ def test_the_profile_is_applied_and_said(
     assert result.code == ExitCode.OK
     assert profile.config.cache is not None
     assert engine.configs == [replace(profile.config, cache=replace(profile.config.cache, guard=True))]
-    assert profile.verdict.sentence in " ".join(result.err.split())
+    assert f"profile {name_of(profile)[:8]}: {profile.workload}, context 512" in result.err
+    assert f"{profile.gain:.2f}× as fast as {profile.baseline_name}" in " ".join(result.err.split())
+
+
+def test_a_profile_that_promises_nothing_says_so(command: Command, model_file: Path, profile: Profile) -> None:
+    """It is the baseline itself."""
+    ProfileStore().save(replace(profile, gain=1.0, gain_low=1.0, gain_high=1.0))
+    assert f"{profile.baseline_name}: nothing faster was proven" in command("run", str(model_file), "-p", "hi").err
 
 
 def test_only_the_models_text_goes_to_standard_output(command: Command, model_file: Path) -> None:

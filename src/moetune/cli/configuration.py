@@ -8,7 +8,7 @@ from moetune.cli.baseline import baseline_for, check_devices
 from moetune.cli.flags import context_for
 from moetune.cli.machine import fast_tier_name
 from moetune.cli.output import note, wrapped
-from moetune.cli.selection import Wanted, choose
+from moetune.cli.selection import Wanted, choose, what_it_is
 from moetune.engine.config import EngineConfig
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.library import engine_version
@@ -60,7 +60,9 @@ def configuration(wished: Wish, model: Model, machine: Machine, emulated: Emulat
     profile = profile_for(wished, model, machine)
     if profile is not None:
         check_devices(machine, profile.config)
-        _tell(profile)
+        name, promise = what_it_is(profile)
+        note(name)
+        note(wrapped(promise, indent="  "))
         return _guarded(profile.config)
     baseline = baseline_for(model, machine, fast_tier_name(machine, None, emulated), wished.typical, wished.n_ctx)
     note(f"no profile applies; running the baseline: {baseline.name}")
@@ -80,9 +82,3 @@ def search_command(model_file: Path, wished: Wish, emulated: EmulatedMachine | N
     command += ["--ctx", str(wished.ctx)] if wished.ctx else []
     command += ["--emulate", quote(str(emulated))] if emulated else []
     return " ".join(command)
-
-
-def _tell(profile: Profile) -> None:
-    emulated = f", emulated machine {profile.emulated}" if profile.emulated else ""
-    note(f"profile: {profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}{emulated}")
-    note(wrapped(profile.verdict.sentence, indent=" " * 9))

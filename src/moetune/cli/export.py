@@ -15,7 +15,7 @@ from moetune.cli.flags import Emulate, ModelFile
 from moetune.cli.formats import Format, written
 from moetune.cli.machine import emulated_machine, seen_machine
 from moetune.cli.output import note, stream, wrapped
-from moetune.cli.selection import Here
+from moetune.cli.selection import Here, what_it_is
 from moetune.engine.config import CacheKnobs
 from moetune.engine.emulator import EmulatedMachine
 from moetune.engine.launch_text import as_command, as_data, as_environment_file, as_systemd_unit
@@ -126,10 +126,7 @@ def _launch(profile: Profile, model: Model, program: str, *, stock: bool) -> Ser
 
 
 def _remarks(profile: Profile, launch: ServerLaunch, *, stock: bool) -> Iterator[str]:
-    of = f", emulated machine {profile.emulated}" if profile.emulated else ""
-    about = f"{profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}{of}"
-    yield f"profile {name_of(profile)[:8]}: {about}"
-    yield profile.verdict.sentence
+    yield from what_it_is(profile)
     if any(name == "GGML_BACKEND_PATH" for name, _ in launch.environment):
         version = ggml().ggml_version().decode()
         yield f"needs: a llama-server with ggml {version} as shared libraries; with another the plugin does nothing."

@@ -6,7 +6,7 @@ from itertools import islice
 from shlex import quote
 
 from moetune.profiles.schema import Profile
-from moetune.profiles.store import ProfileStore
+from moetune.profiles.store import ProfileStore, name_of
 
 _MOST_REASONS = 3
 
@@ -56,6 +56,16 @@ class Here:
         if profile.engine_version != self.engine_version:
             return f"made with another engine: {profile.engine_version}"
         return None
+
+
+def what_it_is(profile: Profile) -> tuple[str, str]:
+    """A line that names it, and one that says what it promises; `moetune profiles show` has the whole verdict."""
+    emulated = f", emulated machine {profile.emulated}" if profile.emulated else ""
+    head = f"profile {name_of(profile)[:8]}: {profile.workload}, context {profile.n_ctx}, of {profile.created_at[:10]}"
+    if profile.gain_low <= 1:
+        return head + emulated, f"{profile.baseline_name}: nothing faster was proven"
+    gain = f"{profile.gain:.2f}× as fast as {profile.baseline_name} ({profile.gain_low:.2f}–{profile.gain_high:.2f})"
+    return head + emulated, gain
 
 
 def choose(store: ProfileStore, wanted: Wanted) -> Choice:
