@@ -51,7 +51,7 @@ def profile_for(wished: Wish, model: Model, machine: Machine) -> Profile | None:
     )
     choice = choose(ProfileStore(), wanted)
     for remark in choice.remarks:
-        note(remark)
+        note(wrapped(remark))
     return choice.profile
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 from textwrap import fill
 
 from rich.console import Console
@@ -41,6 +42,17 @@ def show(text: str) -> None:
 def wrapped(text: str, indent: str = "") -> str:
     """A sentence in lines that fit a terminal."""
     return fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def listed(parts: Iterable[str]) -> str:
+    """The parts with semicolons between them, in lines that fit a terminal; none is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 2 <= WIDTH:
+            lines[-1] += f"; {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def stream(text: str) -> None:

@@ -11,7 +11,7 @@ from moetune.autotune.profile_table import differences, differences_table, profi
 from moetune.cli.confirm import confirm
 from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, seen_machine
-from moetune.cli.output import note, printable, show
+from moetune.cli.output import note, printable, show, wrapped
 from moetune.cli.selection import Here
 from moetune.cli.verify import verify_profile
 from moetune.engine.library import engine_version
@@ -146,7 +146,7 @@ def import_profile(
     name = name_of(profile)[:8]
     foreign = _here(None).why_not(profile)
     if foreign:
-        note(f"{name} was {foreign}; `moetune run` will not apply it.")
+        note(wrapped(f"{name} was {foreign}; `moetune run` will not apply it."))
         note(f"to measure it here: moetune profiles verify {name} MODEL --save")
     routing = profile.config.cache.routing if profile.config.cache else None
     if routing is not None and not Path(routing).is_file():

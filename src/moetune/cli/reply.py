@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 
-from moetune.cli.output import note, show, stream
+from moetune.cli.output import listed, note, show, stream
 from moetune.cli.progress import waiting
 from moetune.engine.config import EngineConfig
 from moetune.engine.generation import GenerationRequest, GenerationStats
@@ -63,7 +63,7 @@ def print_json(
 
 
 def figures(stats: GenerationStats, *, emulated: bool) -> str:
-    """What a reply took, in one line."""
+    """What a reply took."""
     kept = f" after {stats.n_kept:,} kept" if stats.n_kept else ""
     prompt, reply = _speed(stats.n_prompt, stats.prompt_s), _speed(stats.n_reply, stats.reply_s)
     parts = [f"prompt {prompt}{kept}", f"reply {reply}"]
@@ -74,7 +74,9 @@ def figures(stats: GenerationStats, *, emulated: bool) -> str:
         parts.append(f"the cache did not pay in {stats.counters.layers_off} layers and is off there")
     if stats.stopped in _STOPPED:
         parts.append(_STOPPED[stats.stopped])
-    return "; ".join(parts) + (" (emulated)" if emulated else "")
+    if emulated:
+        parts[-1] += " (emulated)"
+    return listed(parts)
 
 
 _STOPPED = {"limit": "stopped at the limit of tokens", "asked": "stopped by you"}

@@ -102,7 +102,7 @@ def serve(
                 backend.start()
             note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
             url = address.url(socket)
-            note(f"listening on {url}/v1 (OpenAI's API), {url}/metrics; Ctrl-C ends")
+            note(f"listening on {url}/v1 (OpenAI's API), …/metrics; Ctrl-C ends")
             serve_on(socket, backend, settings)
 
 
