@@ -83,7 +83,7 @@ def test_every_message_comes_with_those_before_it(engine: FakeEngine, capfd: pyt
     assert replace(engine.requests[1], prompt="", history=()) == SETTINGS
     written = capfd.readouterr()
     assert written.out == "A1\nA2\n"
-    assert written.err.count("reply 10 tokens in 2.00 s (5.0 tok/s)\nhit rate 75%") == 2
+    assert written.err.count("reply 10 tokens in 2.00 s (5.0 tok/s); hit rate 75%") == 2
     assert "after 7 kept" in written.err
 
 
