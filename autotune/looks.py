@@ -53,7 +53,13 @@ def close(session: Session) -> list[Rival]:
 
 
 def look_again(session: Session) -> None:
-    """Measure the closest again, all of them once before any twice, until no more are left than may race."""
+    """Measure the closest again, all of them once before any twice, until no more are left than may race.
+
+    What an earlier run of the study looked at again stands, unless trials have come since.
+    """
+    trials = [record for record in session.study.records if record.origin is not Origin.BASELINE]
+    if trials and trials[-1].origin is Origin.LOOK:
+        return
     for look in range(2, LOOKS + 1):
         contenders = close(session)[:MOST_CLOSE]
         if look > 2 and len(contenders) <= session.request.finalists:

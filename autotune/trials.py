@@ -6,7 +6,7 @@ import numpy as np
 
 from moetune.autotune.baselines import further_looks
 from moetune.autotune.evaluate import Session, fastest
-from moetune.autotune.looks import LOOKS, MOST_CLOSE
+from moetune.autotune.looks import FEWEST, LOOKS, MOST_CLOSE
 from moetune.autotune.neighbours import filled, neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
@@ -26,6 +26,7 @@ _MOST_SEEDS = 8
 _FAR_MORE = 1.1
 # The best with slots and the best without are both worth steps while one is at most so many times as slow.
 _NEAR = 1.15
+_TWINS = 6
 
 
 def measure_trials(session: Session) -> None:
@@ -145,19 +146,24 @@ def _race_s(session: Session) -> float:
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
-    bar_s = min(baseline.turn_s, (best.turn_s or 0.0) * (1 + session.screening_noise))
-    rivals = [record for record in _tried(session) if record.turn_s is not None and record.turn_s <= bar_s]
-    if not rivals:
+    noise = 1 + session.screening_noise
+    beating = [r for r in _tried(session) if r.turn_s is not None and r.turn_s <= noise * baseline.turn_s]
+    if not beating or best.turn_s is None:
         return 0.0
-    racing = min(session.request.finalists, len(rivals))
+    near = sum(r.turn_s is not None and r.turn_s <= noise * best.turn_s for r in beating)
+    racing = min(session.request.finalists, max(near, min(FEWEST, len(beating))))
     rounds = fewest_that_prove(session.request.rules.risk / racing)
-    looks = further_looks(session) + sum(record.config.has_slots for record in rivals[:racing])
-    again = (LOOKS - 1) * min(MOST_CLOSE, len(rivals)) if len(rivals) > racing else 0
-    measurements = 2 * (rounds * (1 + racing) + NOISE_ROUNDS) + looks + again
-    loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks
+    again = min(MOST_CLOSE, max(near, FEWEST), len(beating))
+    # A finalist with slots has twins, of which some are near enough to be looked at again.
+    looks = further_looks(session) + _TWINS * any(r.config.has_slots for r in beating)
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
-    own_load_s = best.measurement.load_s if best.measurement else 0.0
-    return measurements * (best.wall_s - own_load_s) + loads * load_s
+    best_s, baseline_s = (
+        max(0.0, r.wall_s - (r.measurement.load_s if r.measurement else 0.0)) for r in (best, baseline)
+    )
+    measuring_s = baseline_s * (2 * (rounds + NOISE_ROUNDS) + looks)
+    measuring_s += best_s * (2 * rounds * racing + (LOOKS - 1) * again)
+    loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks + len({r.config.placement for r in beating})
+    return measuring_s + loads * load_s
 
 
 def _by_placement(session: Session, batch: Collection[EngineConfig]) -> list[EngineConfig]:

@@ -271,7 +271,7 @@ def _clears(value: float, best: float, margin: float) -> bool:
 
 
 def _neighbour(space: Space, params: Mapping[str, Choice], source: Random) -> dict[str, Choice]:
-    knob = source.choice(space.knobs)
+    knob = source.choice([knob for knob in space.knobs if len(knob.choices) > 1])
     at = knob.choices.index(knob.decode(params[knob.name]))
     steps = [at + d for d in (-1, 1) if 0 <= at + d < len(knob.choices)] if knob.ordered else range(len(knob.choices))
     return {**params, knob.name: knob.encode(knob.choices[source.choice(list(steps))])}
