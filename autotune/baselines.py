@@ -108,7 +108,7 @@ def promote_best_stock(session: Session, rival: TrialRecord) -> None:
 
 
 def confirm_best_baseline(session: Session) -> None:
-    """Measure baselines again, taking turns; each is judged by its best look.
+    """Measure baselines again, taking turns; each is judged by its middle look.
 
     The second look goes far, since the first may have been the disturbed one; the third only to real contenders.
     """

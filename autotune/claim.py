@@ -36,8 +36,9 @@ class Claim:
     what: Annotated[str, StringConstraints(max_length=128)]
 
     @property
-    def is_baseline(self) -> bool:
-        return self.origin is Origin.BASELINE
+    def comes_round(self) -> bool:
+        """Whether nobody has to be handed it: baselines and further looks are taken up where they are missed."""
+        return self.origin in (Origin.BASELINE, Origin.LOOK)
 
     @property
     def dump(self) -> str:

@@ -1,9 +1,10 @@
 """Who races whom."""
 
 from dataclasses import replace
+from itertools import islice
 
 from moetune.autotune.evaluate import Session
-from moetune.autotune.looks import is_close, rivals
+from moetune.autotune.looks import close
 from moetune.autotune.noise import Noise, measure_noise
 from moetune.autotune.race import ROUND, Race, Round, Track, race
 from moetune.autotune.record import TrialRecord
@@ -33,20 +34,11 @@ def calibrate(session: Session) -> Noise | None:
 
 
 def finalists(session: Session) -> tuple[TrialRecord, ...]:
-    """The best trials that are no baseline and could still beat the best one; besides the fastest of them only those
-    that noise alone may have kept from being it.
+    """The best trials that are no baseline and could still beat the best one; besides the fastest of them those that
+    luck alone may have kept from being it.
     """
-    found: list[TrialRecord] = []
-    fastest_s: float | None = None
-    for rival in rivals(session):
-        if fastest_s is not None and not is_close(session, rival, fastest_s):
-            break
-        if len(found) == session.request.finalists:
-            break
-        if session.gate.admits(rival.record.config).passed:
-            found.append(rival.record)
-            fastest_s = fastest_s or rival.turn_s
-    return tuple(found)
+    admitted = (rival.record for rival in close(session) if session.gate.admits(rival.record.config).passed)
+    return tuple(islice(admitted, session.request.finalists))
 
 
 def run_finals(session: Session) -> Race | None:

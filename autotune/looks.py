@@ -10,6 +10,8 @@ from moetune.autotune.record import Origin, TrialRecord
 
 LOOKS = 3
 MOST_CLOSE = 12
+# The fastest of many trials was lucky, too: so many go on whatever the noise is said to be.
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,31 @@ def rivals(session: Session) -> list[Rival]:
     return sorted((r for r in found if r.turn_s <= bar_s), key=lambda rival: (rival.turn_s, rival.record.number))
 
 
-def is_close(session: Session, rival: Rival, fastest_s: float) -> bool:
-    """Whether noise alone may have kept it from being the fastest."""
-    return rival.turn_s <= (1 + session.screening_noise / math.sqrt(rival.looks)) * fastest_s
+def close(session: Session) -> list[Rival]:
+    """Those that luck alone may have kept from being the fastest, that one included."""
+    known = rivals(session)
+    bars_s = [(1 + session.screening_noise / math.sqrt(rival.looks)) * known[0].turn_s for rival in known]
+    return [
+        rival
+        for at, (rival, bar_s) in enumerate(zip(known, bars_s, strict=True))
+        if at < FEWEST or rival.turn_s <= bar_s
+    ]
 
 
 def look_again(session: Session) -> None:
-    """Measure the closest again, all of them once before any twice, until no more are left than may race."""
+    """Measure the closest again, all of them once before any twice, until no more are left than may race.
+
+    What an earlier run of the study looked at again stands, unless trials have come since.
+    """
+    trials = [record for record in session.study.records if record.origin is not Origin.BASELINE]
+    if trials and trials[-1].origin is Origin.LOOK:
+        return
     for look in range(2, LOOKS + 1):
-        known = rivals(session)
-        close = [rival for rival in known if is_close(session, rival, known[0].turn_s)][:MOST_CLOSE]
-        if len(close) <= session.request.finalists:
+        contenders = close(session)[:MOST_CLOSE]
+        if look > 2 and len(contenders) <= session.request.finalists:
             return
         # Those that share a placement one after the other: none of them needs the model loaded anew.
-        for rival in sorted(close, key=lambda rival: repr(rival.record.config.placement)):
+        for rival in sorted(contenders, key=lambda rival: repr(rival.record.config.placement)):
             if session.time_left_s() <= 0:
                 return
             if rival.looks < look:

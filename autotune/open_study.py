@@ -147,7 +147,7 @@ def _hand_on(study: optuna.Study, trial: FrozenTrial) -> None:
     """A dead worker's trial goes to the next who asks; baselines and turns come round by themselves."""
     claim = claim_of(trial)
     measured = RECORD_ATTR in trial.user_attrs
-    if measured or (claim is not None and (claim.is_baseline or claim.purpose is Purpose.TURN)):
+    if measured or (claim is not None and (claim.comes_round or claim.purpose is Purpose.TURN)):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

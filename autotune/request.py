@@ -46,7 +46,7 @@ class SearchRequest:
     shortest_limit_s: float = 30.0
     incumbent_factor: float = 3.0
     budget_s: float | None = None
-    patience: int = 12
+    patience: int = 16
     finalists: int = 6
     rules: Rules = Rules()
     hits: HitCurve | None = None

@@ -16,9 +16,10 @@ from moetune.hardware import assumptions
 # Points looked at before the search by hand, one knob after the other, from the best of each sort.
 _POINTS = 400
 _ROUNDS = 3
-# A setting stays at its default unless it promises so much: predictions of less mean nothing, and other KV types have
-# their quality measured.
+# A setting stays at its default unless it promises so much: predictions of less mean nothing. Other KV types have their
+# quality measured, which takes as long as many trials.
 _LEAST_GAIN = 0.01
+_KV_LEAST_GAIN = 0.03
 # A configuration predicted this much slower than the best is no seed, however different it is.
 _WORTH = 1.5
 # Each costs a reload; those that differ by less than a quarter of the layers count as one.
@@ -90,6 +91,8 @@ class _Known:
             # The plugin without slots is a baseline, and never faster than stock.
             fits = max(self._memory.excess_bytes(config)) <= 0 and (config.cache is None or config.has_slots)
             least = (1 + _LEAST_GAIN) ** _settings_changed(config, self._space.default)
+            if (config.type_k, config.type_v) != (self._space.default.type_k, self._space.default.type_v):
+                least *= 1 + _KV_LEAST_GAIN
             self._turns[config] = self._cost.turn_s(config) * least if fits else float("inf")
             self._points[config] = point
         return self._turns[config]
@@ -224,7 +227,8 @@ def _varied(space: Space, picks: list[EngineConfig], at: int) -> Iterator[Engine
     ways = list(product(*choices, space.choices("repack") or (False,)))
     ways = [ways[i] for i in np.random.default_rng(0).permutation(len(ways))]
     usual = (*(getattr(CacheKnobs(slots=1), name) for name in _POLICY_KNOBS), False)
-    ways.sort(key=lambda way: way != usual)
+    nearest = min(ways, key=lambda way: sum(a != b for a, b in zip(way, usual, strict=True)), default=usual)
+    ways.sort(key=lambda way: way != nearest)
     for config in picks:
         if config.cache is None or not config.has_slots or not ways:
             yield config

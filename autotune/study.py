@@ -233,7 +233,7 @@ class Study:
 
     def _measuring_elsewhere(self) -> list[FrozenTrial]:
         claims = [(trial, claim_of(trial)) for trial in self._elsewhere()]
-        counted = (trial for trial, c in claims if c is None or (c.purpose is Purpose.TRIAL and not c.is_baseline))
+        counted = (trial for trial, c in claims if c is None or (c.purpose is Purpose.TRIAL and not c.comes_round))
         return list(counted)
 
     def _rivals(self, what: str) -> list[FrozenTrial]:

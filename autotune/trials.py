@@ -6,7 +6,7 @@ import numpy as np
 
 from moetune.autotune.baselines import further_looks
 from moetune.autotune.evaluate import Session, fastest
-from moetune.autotune.looks import LOOKS, MOST_CLOSE
+from moetune.autotune.looks import FEWEST, LOOKS, MOST_CLOSE
 from moetune.autotune.neighbours import filled, neighbours
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
@@ -23,7 +23,10 @@ _BATCH = 4
 _STEPS = 4
 # What the cost model is asked for: more of what it expects most of would only be more alike.
 _MOST_SEEDS = 8
-_FAR_MORE = 1.5
+_FAR_MORE = 1.1
+# The best with slots and the best without are both worth steps while one is at most so many times as slow.
+_NEAR = 1.15
+_TWINS = 6
 
 
 def measure_trials(session: Session) -> None:
@@ -45,24 +48,39 @@ def measure_trials(session: Session) -> None:
 
 
 def _evaluate_neighbours(session: Session) -> None:
-    """The best trial so far with all the slots that fit, then steps from it; most need no reload."""
-    best = fastest(session.gate.admissible(_tried(session)))
-    if best is None:
-        return
-    known = {record.config for record in session.study.records}
-    full = filled(session.space, session.memory, best.config)
-    if full not in known and not session.study.runs_elsewhere(full):
-        session.evaluate(full, Origin.SAMPLER)
-        return
-    beside = [config for config in neighbours(session.space, session.memory, best.config) if config not in known]
-    live = [config for config in beside if config.placement == best.config.placement] or beside
-    # In an order of its own each time, so that no knob is favoured; the same again when a search is repeated.
-    order = np.random.default_rng(session.request.seed + len(known)).permutation(len(live))
-    for i in order[: _STEPS if session.study.alone else 1]:
-        if not _may_sample(session):
-            return
-        if not session.study.runs_elsewhere(live[i]):
-            session.evaluate(live[i], Origin.SAMPLER)
+    """Steps from the best trial so far, and from the best of the other sort where that comes near: one that needs a
+    reload, with all the slots that fit there, the others none.
+    """
+    bases = _bases(session)
+    for base in bases:
+        known = {record.config for record in session.study.records}
+        full = filled(session.space, session.memory, base)
+        steps = [full] if full not in known else _steps(session, base, known, _STEPS // len(bases))
+        for config in steps[: None if session.study.alone else 1]:
+            if not _may_sample(session):
+                return
+            if session.find(config) is None and not session.study.runs_elsewhere(config):
+                session.evaluate(config, Origin.SAMPLER)
+
+
+def _bases(session: Session) -> list[EngineConfig]:
+    tried = session.gate.admissible(_tried(session))
+    sorts = (fastest([r for r in tried if r.config.has_slots is slots]) for slots in (True, False))
+    found = sorted((best.turn_s, best.number, best.config) for best in sorts if best and best.turn_s)
+    return [config for turn_s, _, config in found if turn_s <= _NEAR * found[0][0]]
+
+
+def _steps(session: Session, base: EngineConfig, known: Collection[EngineConfig], most: int) -> list[EngineConfig]:
+    """Neighbours that are not known, in an order of its own each time, so that no knob is favoured; the same again when
+    a search is repeated.
+    """
+    beside = neighbours(session.space, session.memory, base)
+    order = np.random.default_rng(session.request.seed + len(known)).permutation(len(beside))
+    shuffled = [beside[i] for i in order]
+    live = [config for config in shuffled if config.placement == base.placement and config not in known]
+    moved = [filled(session.space, session.memory, config) for config in shuffled if config.placement != base.placement]
+    moved = [config for config in moved if config not in known]
+    return [*live[: most - len(moved[:1])], *moved][:most]
 
 
 def _may_sample(session: Session) -> bool:
@@ -122,25 +140,30 @@ def _out_of_patience(session: Session) -> bool:
 
 
 def _race_s(session: Session) -> float:
-    """What noise, further looks at trials and baselines, twins, and the shortest race that can prove anything would
-    take, mostly in fresh processes; 0 without rivals.
+    """What noise, further looks, twins, and the shortest race that can prove anything would take, mostly in fresh
+    processes; 0 without rivals.
     """
     best, baseline = session.best, session.best_baseline
     if session.request.budget_s is None or best is None or baseline is None or baseline.turn_s is None:
         return 0.0
-    bar_s = min(baseline.turn_s, (best.turn_s or 0.0) * (1 + session.screening_noise))
-    rivals = [record for record in _tried(session) if record.turn_s is not None and record.turn_s <= bar_s]
-    if not rivals:
+    noise = 1 + session.screening_noise
+    beating = [r for r in _tried(session) if r.turn_s is not None and r.turn_s <= noise * baseline.turn_s]
+    if not beating or best.turn_s is None:
         return 0.0
-    racing = min(session.request.finalists, len(rivals))
+    near = sum(r.turn_s is not None and r.turn_s <= noise * best.turn_s for r in beating)
+    racing = min(session.request.finalists, max(near, min(FEWEST, len(beating))))
     rounds = fewest_that_prove(session.request.rules.risk / racing)
-    looks = further_looks(session) + sum(record.config.has_slots for record in rivals[:racing])
-    again = (LOOKS - 1) * min(MOST_CLOSE, len(rivals)) if len(rivals) > racing else 0
-    measurements = 2 * (rounds * (1 + racing) + NOISE_ROUNDS) + looks + again
-    loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks
+    again = min(MOST_CLOSE, max(near, FEWEST), len(beating))
+    # A finalist with slots has twins, of which some are near enough to be looked at again.
+    looks = further_looks(session) + _TWINS * any(r.config.has_slots for r in beating)
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
-    own_load_s = best.measurement.load_s if best.measurement else 0.0
-    return measurements * (best.wall_s - own_load_s) + loads * load_s
+    best_s, baseline_s = (
+        max(0.0, r.wall_s - (r.measurement.load_s if r.measurement else 0.0)) for r in (best, baseline)
+    )
+    measuring_s = baseline_s * (2 * (rounds + NOISE_ROUNDS) + looks)
+    measuring_s += best_s * (2 * rounds * racing + (LOOKS - 1) * again)
+    loads = rounds * (1 + 2 * racing) + NOISE_ROUNDS + looks + len({r.config.placement for r in beating})
+    return measuring_s + loads * load_s
 
 
 def _by_placement(session: Session, batch: Collection[EngineConfig]) -> list[EngineConfig]:

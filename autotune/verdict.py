@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from moetune.autotune.evaluate import fastest
+from moetune.autotune.evaluate import fastest, fastest_baseline
 from moetune.autotune.quality import QualityReport
 from moetune.autotune.race import Race, Run, Standing
 from moetune.autotune.reasons import reasons
@@ -75,7 +75,7 @@ def judge(space: Space, records: list[TrialRecord], race: Race | None, *, interr
     """The verdict over everything measured."""
     emulated = space.tier.description if space.tier is not None and space.tier.emulated else None
     best = fastest(records)
-    baseline = fastest([record for record in records if record.origin is Origin.BASELINE])
+    baseline = fastest_baseline(records)
     won, shown = (race.winner, race.closest) if race else (None, None)
     kind = _kind(won.config if won else None, best, baseline, interrupted)
     name = baseline.name if baseline is not None else ""

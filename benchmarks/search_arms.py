@@ -33,9 +33,10 @@ _STARTUP_TRIALS = 6
 
 @dataclass(frozen=True)
 class Step:
-    """After one trial: the engine's seconds so far, and the configuration the arm would choose now."""
+    """One trial: the engine's seconds so far, what was measured, and the configuration the arm would choose now."""
 
     engine_s: float
+    measured: EngineConfig
     choice: EngineConfig | None
 
 
@@ -115,7 +116,9 @@ def fit(world: World, seed: int) -> Outcome:
     config = fitting[0] if fitting else world.space.default
     measured = replay.measure(config, world.recording.trace, passes=1, time_limit_s=math.inf)
     chosen = replay.measured[-1] if isinstance(measured, Measurement) else None
-    return Outcome((Step(replay.engine_s, chosen),), chosen, None, replay.out_of_memory, named_winner=True)
+    return Outcome(
+        (Step(replay.engine_s, replay.measured[-1], chosen),), chosen, None, replay.out_of_memory, named_winner=True
+    )
 
 
 def llama_optimus(world: World, seed: int) -> Outcome:
@@ -208,7 +211,7 @@ class _Watched:
             self._best_s, self._choice = turn_s(outcome), point
         if config not in self._seen:
             self._seen.add(config)
-            self.steps.append(Step(self._replay.engine_s, self._choice))
+            self.steps.append(Step(self._replay.engine_s, point, self._choice))
         return outcome
 
 
@@ -238,7 +241,7 @@ def _sampled(
             study.tell(trial, failed)
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        steps.append(Step(replay.engine_s, best[1]))
+        steps.append(Step(replay.engine_s, replay.measured[-1], best[1]))
     return Outcome(tuple(steps), best[1], None, replay.out_of_memory, named_winner=True)
 
 
@@ -257,7 +260,7 @@ def _walked(world: World, seed: int, *, score: Score, margin: float, from_last: 
             values.append(score(outcome) if isinstance(outcome, Measurement) and usable else math.inf)
         if _clears(max(values), best_value, margin):
             best_value, best_params, best_config = max(values), here, replay.measured[-1]
-        steps.append(Step(replay.engine_s, best_config))
+        steps.append(Step(replay.engine_s, replay.measured[-1], best_config))
         here = _neighbour(world.space, here if from_last else best_params, source)
     return Outcome(tuple(steps), best_config, None, replay.out_of_memory, named_winner=True)
 
@@ -268,7 +271,7 @@ def _clears(value: float, best: float, margin: float) -> bool:
 
 
 def _neighbour(space: Space, params: Mapping[str, Choice], source: Random) -> dict[str, Choice]:
-    knob = source.choice(space.knobs)
+    knob = source.choice([knob for knob in space.knobs if len(knob.choices) > 1])
     at = knob.choices.index(knob.decode(params[knob.name]))
     steps = [at + d for d in (-1, 1) if 0 <= at + d < len(knob.choices)] if knob.ordered else range(len(knob.choices))
     return {**params, knob.name: knob.encode(knob.choices[source.choice(list(steps))])}

@@ -149,10 +149,9 @@ def test_prompts_are_computed_by_their_own_threads() -> None:
 def test_a_plan_counts_all_devices(tmp_path: Path) -> None:
     """What lies on the second one is neither in RAM nor left out, and both are named."""
     plan = plan_for(request_for(tmp_path), machine_with(gpu(1000), gpu(700, "CUDA1")), MODEL, None)
-    spread = [planned for planned in plan.best if planned.config.more_devices]
-    assert spread
-    assert spread[0].prediction.fast_bytes > 1000 * MIB
+    assert plan.best[0].config.more_devices
     *parts, in_all = plan.shares
+    assert min(in_all.fast_bytes.values()) > 0
     assert sum(in_all.fast_bytes.values()) == plan.best[0].prediction.fast_bytes
     assert all(sum(share.fast_bytes[name] for share in parts) == used for name, used in in_all.fast_bytes.items())
     assert "CUDA0" in plan_table(plan)

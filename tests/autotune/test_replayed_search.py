@@ -25,7 +25,7 @@ def test_a_recording_is_exhaustive(name: str) -> None:
     recording = read(name)
     assert len(recording.points) >= 400
     assert min(len(point.starts) for point in recording.points) == STARTS
-    assert len(recording.optimum.starts) == STARTS + MORE_STARTS
+    assert len(recording.optimum.starts) >= STARTS + MORE_STARTS
     assert all(point.config.n_ctx == recording.points[0].config.n_ctx for point in recording.points)
 
 
@@ -68,7 +68,7 @@ def test_where_the_cache_loses_the_baseline_is_what_is_saved(tmp_path: Path) -> 
     )
     assert not result.verdict.proven
     assert "Nothing beat stock" in result.verdict.sentence
-    assert "the best cache served only" in result.verdict.sentence
+    assert "the plugin alone takes" in result.verdict.sentence
     profile = profile_of(result, machine_fingerprint="m", machine_label="m", moetune_version="1")
     assert profile is not None
     assert profile.config.cache is None
