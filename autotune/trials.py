@@ -57,7 +57,7 @@ def _evaluate_neighbours(session: Session) -> None:
         full = filled(session.space, session.memory, base)
         steps = [full] if full not in known else _steps(session, base, known, _STEPS // len(bases))
         for config in steps[: None if session.study.alone else 1]:
-            if not _may_sample(session):
+            if not _may_sample(session) or session.study.left_behind:
                 return
             if session.find(config) is None and not session.study.runs_elsewhere(config):
                 session.evaluate(config, Origin.SAMPLER)
