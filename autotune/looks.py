@@ -7,6 +7,7 @@ from statistics import fmean
 
 from moetune.autotune.evaluate import Session
 from moetune.autotune.record import Origin, TrialRecord
+from moetune.engine.config import EngineConfig
 
 LOOKS = 3
 MOST_CLOSE = 12
@@ -29,7 +30,7 @@ def rivals(session: Session) -> list[Rival]:
     if best is None or best.turn_s is None:
         return []
     baselines = {record.config for record in session.study.records if record.origin is Origin.BASELINE}
-    looks = defaultdict[object, list[tuple[float, TrialRecord]]](list)
+    looks = defaultdict[EngineConfig, list[tuple[float, TrialRecord]]](list)
     for record in session.gate.admissible(session.study.records):
         if record.turn_s is not None and record.config not in baselines:
             looks[record.config].append((record.turn_s, record))

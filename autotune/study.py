@@ -124,6 +124,12 @@ class Study:
         return self._others is None
 
     @property
+    def left_behind(self) -> bool:
+        """Whether a dead worker's trial waits for whoever proposes next."""
+        waiting = (TrialState.WAITING,)
+        return self._others is not None and bool(self._study.get_trials(deepcopy=False, states=waiting))
+
+    @property
     def running_elsewhere(self) -> int:
         """Trials that other workers are measuring now, baselines not counted."""
         return len(self._measuring_elsewhere())

@@ -23,9 +23,11 @@ _BATCH = 4
 _STEPS = 4
 # What the cost model is asked for: more of what it expects most of would only be more alike.
 _MOST_SEEDS = 8
-_FAR_MORE = 1.1
+# So many times the slots are worth another trial, which needs no reload.
+_WORTH_FILLING = 1.1
 # The best with slots and the best without are both worth steps while one is at most so many times as slow.
 _NEAR = 1.15
+# Measurements that a finalist's twins in stock llama.cpp take, further looks at them included.
 _TWINS = 6
 
 
@@ -57,7 +59,7 @@ def _evaluate_neighbours(session: Session) -> None:
         full = filled(session.space, session.memory, base)
         steps = [full] if full not in known else _steps(session, base, known, _STEPS // len(bases))
         for config in steps[: None if session.study.alone else 1]:
-            if not _may_sample(session):
+            if not _may_sample(session) or session.study.left_behind:
                 return
             if session.find(config) is None and not session.study.runs_elsewhere(config):
                 session.evaluate(config, Origin.SAMPLER)
@@ -154,7 +156,6 @@ def _race_s(session: Session) -> float:
     racing = min(session.request.finalists, max(near, min(FEWEST, len(beating))))
     rounds = fewest_that_prove(session.request.rules.risk / racing)
     again = min(MOST_CLOSE, max(near, FEWEST), len(beating))
-    # A finalist with slots has twins, of which some are near enough to be looked at again.
     looks = further_looks(session) + _TWINS * any(r.config.has_slots for r in beating)
     load_s = max((r.measurement.load_s for r in session.study.records if r.measurement), default=0.0)
     best_s, baseline_s = (
@@ -202,10 +203,10 @@ def _evaluate_seeds(session: Session) -> None:
 
 
 def _evaluate_filled(session: Session, config: EngineConfig) -> None:
-    """Once more where that trial taught that far more slots fit than it was given; needs no reload."""
+    """Once more where that trial taught that more slots fit than it was given."""
     full = filled(session.space, session.memory, config)
     before, now = (c.cache.slots if c.cache is not None else 0 for c in (config, full))
-    if now >= _FAR_MORE * before > 0 and may_try(session) and session.find(full) is None:
+    if now >= _WORTH_FILLING * before > 0 and may_try(session) and session.find(full) is None:
         session.evaluate(full, Origin.SEED)
 
 

@@ -66,7 +66,7 @@ class Figure:
 
     @property
     def met(self) -> bool:
-        return self.bar is None or (self.value <= self.bar if self.at_most else self.value >= self.bar)
+        return self.bar is None or bool(self.value <= self.bar if self.at_most else self.value >= self.bar)
 
     @property
     def row(self) -> tuple[str, str, str, str]:

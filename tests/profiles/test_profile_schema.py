@@ -90,7 +90,7 @@ def test_a_profile_of_schema_2_keeps_its_meaning() -> None:
             spread=Spread.COVERAGE,
             policy=Policy.LFRU,
             interval_tokens=4,
-            routing="/home/me/.config/moetune/profiles/m/routing.moetrace",
+            routing="m/routing.moetrace",
             prefill=PromptWay.STREAM,
             reserve_bytes=536870912,
             ahead=Ahead.NEVER,
