@@ -93,11 +93,13 @@ def test_what_else_a_verdict_may_name_is_explained(pattern: str) -> None:
 
 def test_the_code_says_something() -> None:
     """Else the tests above would hold whatever the page says."""
-    assert len(texts_of(reasons)) == 7
+    assert len(texts_of(reasons)) >= 7
     assert not is_explained("the moon was [^`]*")
 
 
-@pytest.mark.parametrize("name", [value for key, value in vars(baselines).items() if key.isupper() and key != "LOOKS"])
+@pytest.mark.parametrize(
+    "name", [said for name, said in vars(baselines).items() if name.isupper() and isinstance(said, str)]
+)
 def test_every_baseline_is_explained(name: str) -> None:
     """Verdicts name them."""
     assert is_explained(re.escape(name))
@@ -152,7 +154,7 @@ STOPPED = replace(NONE, kind=VerdictKind.INTERRUPTED, baseline_name=EXPERTS_IN_R
         replace(
             NONE,
             baseline_name=EXPERTS_IN_RAM,
-            interval=Interval(0.99, 0.97, 1.005, 0.95),
+            interval=Interval(0.99, 0.97, 1.004, 0.95),
             reasons=("the best cache served only 24% of the routed experts",),
         ),
         replace(NONE, baseline_name=EXPERTS_IN_RAM, interval=None, rival_gain=0.9),
@@ -170,7 +172,7 @@ def test_examples_are_what_the_code_prints(verdict: Verdict) -> None:
 def test_the_example_of_a_quality_line_is_what_the_code_prints() -> None:
     """With the page's figures."""
     near = Divergence(4080, 6e-4, 7e-5, 0.0, 0.0, 0.061, 0.2, 0.988, 0.002, 10.0, 10.0)
-    deep = replace(near, n_tokens=512, mean=1e-3, mean_error=3e-4, p999=0.14, top1_error=0.004)
+    deep = replace(near, n_tokens=512, mean=1e-3, mean_error=3e-4, p999=0.14, top1_error=0.005)
     same = replace(near, mean=0.0, mean_error=0.0, p999=0.0, top1=1.0, top1_error=0.0)
     types = (KvType.Q8_0, KvType.Q8_0)
     found, floor = QualityFigures(near, deep), QualityFigures(same, same)
