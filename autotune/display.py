@@ -1,6 +1,7 @@
 """The live display of a search: one line on a terminal, plain lines elsewhere."""
 
 import time
+from textwrap import fill
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from moetune.autotune.events import Phase
 from moetune.autotune.record import Origin, TrialRecord
+from moetune.autotune.table import WIDTH
 from moetune.autotune.words import describe
 from moetune.engine.config import EngineConfig
 
@@ -67,7 +69,7 @@ class Display:
         self._done += 1
         outcome = f"{record.turn_s:.3g} s a turn" if record.turn_s is not None else f"failed: {record.failure}"
         count = f"[{self._done}/{max(self._total, self._done)}]" if self._total else f"[{self._done}]"
-        self._print(f"{self._phase} {count} {self._current}: {outcome}{self._mark}")
+        self._print(f"{self._phase} {count} {outcome}{self._mark}: {self._current}")
         self._refresh()
 
     def race_progress(self, standing: str) -> None:
@@ -78,8 +80,10 @@ class Display:
         self._refresh()
 
     def _print(self, text: str) -> None:
+        width = min(WIDTH, self._console.width)
+        lines = fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         # Names come from files: brackets in them are no markup.
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(lines, markup=False, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
         if self._live is None:

@@ -1,6 +1,7 @@
 """The final table: every baseline, the best configuration, and how each failed one failed; 80 columns at most."""
 
 from collections.abc import Iterator
+from textwrap import fill
 
 from tabulate import tabulate
 
@@ -28,7 +29,8 @@ def result_table(result: SearchResult) -> str:
     best = _best_other(result)
     if best is not None:
         words = describe(best.config, result.space.model.n_layers)
-        footnotes[:0] = [_cut(f"{_best_name(result)}: {words}", WIDTH), *_warmth(best)]
+        stands_for = fill(f"{_best_name(result)}: {words}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        footnotes[:0] = [stands_for, *_warmth(best)]
     return "\n".join([table, *footnotes])
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -119,9 +120,17 @@ def save_profile(folder: Path, config: EngineConfig, emulate: str | None) -> Non
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *flags: str, config: EngineConfig = ON_CPU, emulate: str | None = None, key: str | None = None
+    folder: Path,
+    *flags: str,
+    config: EngineConfig = ON_CPU,
+    emulate: str | None = None,
+    key: str | None = None,
+    ignoring: signal.Signals | None = None,
 ) -> Iterator[Server]:
-    """`moetune serve` of the demo model with a saved profile, until the block ends."""
+    """`moetune serve` of the demo model with a saved profile, until the block ends.
+
+    It leads a process group, as under a shell. ignoring: a signal that it is started with as ignored.
+    """
     save_profile(folder / "config" / "profiles", config, emulate)
     environment = os.environ | {
         "MOETUNE_CONFIG_DIR": str(folder / "config"),
@@ -132,12 +141,29 @@ def serving(
     machine = ["--emulate", emulate] if emulate else []
     command = [sys.executable, "-m", "moetune", "serve", str(demo_model_path()), "--port", "0", *machine, *flags]
     log = folder / "log.txt"
-    with log.open("wb") as sink, subprocess.Popen(command, stdout=sink, stderr=sink, env=environment) as process:
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=sink,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: started_with(ignoring),  # noqa: PLW1509
+        ) as process,
+    ):
         try:
             yield Server(listening(process, log), process, log, config, emulate, key)
         finally:
             process.terminate()
     assert "Traceback" not in log.read_text()
+
+
+def started_with(ignored: signal.Signals | None) -> None:
+    """As a terminal's shell starts programs, and with one signal ignored, as scripts start background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if ignored is not None:
+        signal.signal(ignored, signal.SIG_IGN)
 
 
 def listening(process: "subprocess.Popen[bytes]", log: Path) -> str:

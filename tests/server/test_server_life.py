@@ -1,5 +1,6 @@
 """Beginning, failing and ending: the engine may die, the server does not; Ctrl-C ends both."""
 
+import os
 import signal
 import time
 import urllib.error
@@ -10,6 +11,8 @@ import openai
 import psutil
 import pytest
 from serving import LIMIT_S, PROMPTS, Server, serving
+
+from moetune.errors import ExitCode
 
 
 def health(server: Server) -> int:
@@ -58,8 +61,27 @@ def test_ctrl_c_ends_server_and_engine(tmp_path: Path, busy: bool) -> None:
                 model="demo", prompt=PROMPTS[0], max_tokens=100_000, temperature=0, stream=True
             )
             next(stream)
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(timeout=LIMIT_S) == ExitCode.INTERRUPTED
+        assert psutil.wait_procs([engine], timeout=30)[1] == []
+        assert "failed" not in server.log.read_text()
+
+
+def test_kill_int_ends_a_background_job_alike(tmp_path: Path) -> None:
+    """Which a script started with Ctrl-C ignored."""
+    with serving(tmp_path, "--parallel", "1", ignoring=signal.SIGINT) as server:
+        engine = engine_of(server)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(timeout=LIMIT_S) == 130
+        assert server.process.wait(timeout=LIMIT_S) == ExitCode.INTERRUPTED
+        assert psutil.wait_procs([engine], timeout=30)[1] == []
+
+
+def test_sigterm_ends_server_and_engine(tmp_path: Path) -> None:
+    """In order, and then as the signal would have: a service manager takes that for a clean end."""
+    with serving(tmp_path, "--parallel", "1") as server:
+        engine = engine_of(server)
+        server.process.terminate()
+        assert server.process.wait(timeout=LIMIT_S) == -signal.SIGTERM
         assert psutil.wait_procs([engine], timeout=30)[1] == []
         assert "failed" not in server.log.read_text()
 

@@ -61,12 +61,12 @@ def configuration(wished: Wish, model: Model, machine: Machine, emulated: Emulat
     if profile is not None:
         check_devices(machine, profile.config)
         name, promise = what_it_is(profile)
-        note(name)
+        note(wrapped(name))
         note(wrapped(promise, indent="  "))
         return _guarded(profile.config)
     baseline = baseline_for(model, machine, fast_tier_name(machine, None, emulated), wished.typical, wished.n_ctx)
-    note(f"no profile applies; running the baseline: {baseline.name}")
-    note(f"to find a faster way: {search_command(model.path, wished, emulated)}")
+    note(wrapped(f"no profile applies; running the baseline: {baseline.name}"))
+    note(f"to find a faster way:\n  {search_command(model.path, wished, emulated)}")
     return baseline.config
 
 

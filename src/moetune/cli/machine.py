@@ -1,7 +1,7 @@
 """The machine a command works on: this one, with an emulated accelerator when asked for."""
 
 from moetune.cli.folders import machines_folder
-from moetune.cli.output import note
+from moetune.cli.output import note, wrapped
 from moetune.cli.progress import waiting
 from moetune.engine.emulator import EmulatedMachine, parse_emulated
 from moetune.engine.model import Model
@@ -30,7 +30,7 @@ def measured_machine(model: Model | None, emulated: EmulatedMachine | None, *, f
     with waiting("looking at this machine; what is not remembered is measured"):
         found = load_or_probe(machines_folder(), model.path if model else None, _expert_bytes(model), remeasure=fresh)
     for warning in found.warnings:
-        note(f"warning: {warning.message}")
+        note(wrapped(f"warning: {warning.message}"))
     return found.machine
 
 

@@ -40,8 +40,15 @@ def show(text: str) -> None:
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """A sentence in lines that fit a terminal."""
-    return fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    """A sentence in lines that fit a terminal; words that do not, such as paths, stay whole."""
+    return fill(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def listed(parts: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from moetune.cli.flags import Emulate, ModelFile, Verbose, context_for, kv_types
 from moetune.cli.folders import studies_folder
 from moetune.cli.formats import Format, Printed, written
 from moetune.cli.machine import emulated_machine, fast_tier_name, measured_machine
-from moetune.cli.output import note, show
+from moetune.cli.output import note, show, wrapped
 from moetune.cli.progress import waiting
 from moetune.engine.library import engine_version
 from moetune.engine.model import Model, read_model
@@ -92,6 +92,6 @@ def recorded_hits(model: Model) -> HitCurve | None:
     try:
         routing = read_routing(path)
     except MoetuneError as error:
-        note(f"warning: {error.cause}")
+        note(wrapped(f"warning: {error.cause}"))
         return None
     return curve_from_routing(routing) if routing.model_fingerprint == model.fingerprint else None

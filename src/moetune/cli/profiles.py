@@ -61,7 +61,7 @@ def list_profiles(
     store, here = ProfileStore(), _here(emulate)
     shelf = store.list() if model is None else store.candidates(read_model(model).fingerprint)
     for error in shelf.unusable:
-        note(f"warning: {error.cause} {error.remedy}")
+        note(wrapped(f"warning: {error.cause} {error.remedy}"))
     found = [(profile, here.why_not(profile)) for profile in shelf.profiles]
     if format is not Format.TABLE:
         show(written([_data(profile, foreign) for profile, foreign in found], format))

@@ -12,7 +12,7 @@ from moetune.autotune.shelf import Shelf, StoredStudy
 from moetune.cli.extras import require
 from moetune.cli.flags import Storage
 from moetune.cli.folders import machines_folder, studies_folder
-from moetune.cli.output import note, show
+from moetune.cli.output import note, show, wrapped
 from moetune.cli.progress import waiting
 from moetune.cli.storage import kept_studies
 from moetune.engine.model import Model, read_model
@@ -78,7 +78,7 @@ def _study(of: str, model: Model | None, storage: str | None) -> StoredStudy:
 
 def _latest(shelf: Shelf, model: Model) -> StoredStudy:
     for error in shelf.unusable:
-        note(f"warning: {error.cause} {error.remedy}")
+        note(wrapped(f"warning: {error.cause} {error.remedy}"))
     if not shelf.studies:
         raise MoetuneError(
             f"No search of {model.name} is remembered.", f"Begin one: moetune search {model.path}", ExitCode.USAGE
@@ -86,7 +86,7 @@ def _latest(shelf: Shelf, model: Model) -> StoredStudy:
     latest, *others = shelf.studies
     if others:
         named = ", ".join(f"{s.key[:8]} ({s.identity.workload}, {s.identity.n_ctx:,})" for s in others[:4])
-        note(f"This is the latest of {len(shelf.studies)} studies; others: {named}.")
+        note(wrapped(f"This is the latest of {len(shelf.studies)} studies; others: {named}."))
     return latest
 
 
@@ -111,7 +111,7 @@ def _write_pictures(content: "Report", study: StoredStudy, folder: Path) -> None
     subject += " (emulated)" if content.emulated else ""
     for figure in content.figures:
         if figure.empty:
-            note(f"not drawn: {figure.title}: {figure.empty}")
+            note(wrapped(f"not drawn: {figure.title}: {figure.empty}"))
         else:
             with waiting(f"drawing {figure.title}"):
                 write_png(figure, subject, folder / f"{figure.key}.png")

@@ -11,7 +11,7 @@ from moetune.cli.configuration import configuration, wish
 from moetune.cli.extras import require
 from moetune.cli.flags import Emulate, ModelFile, Overcommit, Verbose
 from moetune.cli.machine import emulated_machine, seen_machine
-from moetune.cli.output import note
+from moetune.cli.output import note, wrapped
 from moetune.cli.progress import waiting
 from moetune.engine.config import EngineConfig
 from moetune.engine.model import Model, read_model
@@ -100,9 +100,10 @@ def serve(
             backend = Backend(runner, config, n_sequences, queue)
             with waiting("loading the model"):
                 backend.start()
-            note(f"{settings.model}: {n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait")
+            room = f"{n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait"
+            note(wrapped(f"{settings.model}: {room}"))
             url = address.url(socket)
-            note(f"listening on {url}/v1 (OpenAI's API), …/metrics; Ctrl-C ends")
+            note(wrapped(f"listening on {url}/v1 (OpenAI's API), …/metrics; Ctrl-C ends"))
             serve_on(socket, backend, settings)
 
 

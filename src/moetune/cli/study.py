@@ -13,7 +13,7 @@ from moetune.autotune.study_table import studies_table, study_table
 from moetune.cli.confirm import confirm
 from moetune.cli.flags import Storage
 from moetune.cli.formats import Format, Printed, written
-from moetune.cli.output import note, printable, show
+from moetune.cli.output import note, printable, show, wrapped
 from moetune.cli.progress import waiting
 from moetune.cli.storage import kept_studies
 from moetune.profiles.store import write_file
@@ -51,7 +51,7 @@ def list_studies(format: Printed = Format.TABLE, storage: Storage = None) -> Non
     """
     shelf = _read(storage)
     for error in shelf.unusable:
-        note(f"warning: {error.cause} {error.remedy}")
+        note(wrapped(f"warning: {error.cause} {error.remedy}"))
     if format is not Format.TABLE:
         show(written([summary_of(found) for found in shelf.studies], format))
     elif shelf.studies:
