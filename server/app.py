@@ -58,7 +58,7 @@ def build_app(backend: Backend, settings: ServerSettings) -> Starlette:
 
 def serve_on(listening: socket.socket, backend: Backend, settings: ServerSettings) -> None:
     """Serve until Ctrl-C or SIGTERM, which it passes on; what is still being answered then has a few seconds."""
-    # A shell's background jobs inherit an ignored Ctrl-C. uvicorn hears it all the same, and raises it again in the end.
+    # A shell's background jobs inherit an ignored Ctrl-C. uvicorn hears it all the same, and raises it in the end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config = uvicorn.Config(
         build_app(backend, settings),
