@@ -12,8 +12,8 @@ from moetune.monitor.history import History, Rates
 WIDTH = 80
 _SHADES = " ·░▒▓█"
 _BARS = " ▁▂▃▄▅▆▇█"
-# From cold to hot, one a shade; readable without colours too.
-_HEAT_STYLES = ("dim", "blue", "cyan", "green", "yellow", "bold red")
+# The shade tells how often, the colour where: an underline would not be seen below a full block.
+_IN_SLOT, _ELSEWHERE = "green", "yellow"
 _LABEL = 12
 _MOST_ROWS = 32
 
@@ -58,13 +58,13 @@ def _memory(now: Activity, width: int) -> Table:
     table.add_column(width=30)
     table.add_column(width=width - 46, no_wrap=True)
     cells, room = sum(row.cells for row in now.kv), sum(row.room for row in now.kv)
-    table.add_row("KV cache", f"{cells:,} of {room:,} positions", _bar(cells, room))
+    table.add_row("KV cache", f"{cells:,} of {room:,} positions", _bar(cells, room, width))
     if len(now.kv) > 1:
         table.add_row("sequences", _sequences(now.kv), _fills(now.kv, width - 46))
     for device in now.devices:
         name = printable(device.name)[:_LABEL]
         held = f"{size(device.used_bytes)} of {size(device.total_bytes)}" if device.total_bytes else "does not say"
-        table.add_row(name, held, _bar(device.used_bytes, device.total_bytes))
+        table.add_row(name, held, _bar(device.used_bytes, device.total_bytes, width))
     table.add_row("engine", f"{size(now.rss_bytes)} of RAM", "")
     return table
 
@@ -89,6 +89,8 @@ def _heat_map(now: Activity, hit_rates: dict[int, float | None], width: int, row
     """Layers down, experts across; several to a cell where there is no room for all."""
     n_experts = max(len(layer.heat) for layer in now.layers)
     columns = max(1, min(n_experts, width - 26))
+    # Two characters are about a square, and easier to tell apart.
+    wide = 2 if 2 * n_experts <= width - 26 else 1
     shown = list(_grouped(now.layers, rows))
     a_cell = -(-n_experts // columns)
     what = "experts" if a_cell == 1 else f"{a_cell} experts a cell"
@@ -99,13 +101,14 @@ def _heat_map(now: Activity, hit_rates: dict[int, float | None], width: int, row
         name = f"{first.layer}" if first is last else f"{first.layer}–{last.layer}"
         known = [rate for layer in group if (rate := hit_rates.get(layer.layer)) is not None]
         line = Text(f"{name:<8}{_share(sum(known) / len(known) if known else None):>5} {first.n_slots:>5}  ")
-        line.append_text(_cells(group, columns))
+        line.append_text(_cells(group, columns, wide))
         if not all(layer.pays for layer in group):
             line.append(" off", style="yellow")
         lines.append(line)
     residents = sum(len(layer.residents) for layer in now.layers)
     total = sum(len(layer.heat) for layer in now.layers)
-    lines.append(Text(f"in slots now: {residents:,} of {total:,} experts; underlined cells hold one"))
+    held = f"in slots now: {residents:,} of {total:,} experts, "
+    lines.append(Text.assemble(held, ("green", _IN_SLOT), "; those elsewhere are ", ("yellow", _ELSEWHERE)))
     return Group(*lines)
 
 
@@ -114,7 +117,7 @@ def _grouped(layers: Sequence[LayerActivity], rows: int) -> list[list[LayerActiv
     return [list(layers[at : at + a_row]) for at in range(0, len(layers), a_row)]
 
 
-def _cells(group: list[LayerActivity], columns: int) -> Text:
+def _cells(group: list[LayerActivity], columns: int, wide: int) -> Text:
     n = max(len(layer.heat) for layer in group)
     a_cell = -(-n // columns) if n else 1
     hottest = max((value for layer in group for value in layer.heat), default=0.0)
@@ -123,7 +126,7 @@ def _cells(group: list[LayerActivity], columns: int) -> Text:
         heat = max((max(layer.heat[start : start + a_cell], default=0.0) for layer in group), default=0.0)
         level = _level(heat, hottest, len(_SHADES))
         held = any(start <= expert < start + a_cell for layer in group for expert in layer.residents)
-        cells.append(_SHADES[level], style=_HEAT_STYLES[level] + (" underline" if held else ""))
+        cells.append(_SHADES[level] * wide, style=_IN_SLOT if held else _ELSEWHERE)
     return cells
 
 
@@ -139,8 +142,8 @@ def _trend(values: Sequence[float], top: float | None = None) -> Text:
     return Text("".join(_BARS[_level(value, highest, len(_BARS))] for value in values), style="cyan")
 
 
-def _bar(used: int, total: int) -> Text:
-    length = 24
+def _bar(used: int, total: int, width: int) -> Text:
+    length = min(48, width - 56)
     filled = min(length, round(length * used / total)) if total else 0
     return Text("█" * filled + "░" * (length - filled), style="red" if total and used > 0.95 * total else "green")
 

@@ -10,7 +10,7 @@ import optuna.visualization as optuna_plotly
 import plotly.graph_objects as go
 
 from moetune.autotune.report.chart import Axis, Chart, Guide, Mark, Point, Series
-from moetune.autotune.report.parameters import OptunaPlot, PlotKind, evaluator_for
+from moetune.autotune.report.parameters import OptunaPlot, PlotKind, evaluator_for, few_whole_values
 
 # Okabe and Ito's colours, which people who see few colours can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -143,6 +143,8 @@ def _of_optuna(plot: OptunaPlot) -> go.Figure:
         case PlotKind.SLICE:
             figure = optuna_plotly.plot_slice(plot.study, names, target_name="turn time, s")
             figure.update_traces(marker={"size": 9, "showscale": False})
+            if marks := few_whole_values(plot.study, *names):
+                figure.update_xaxes(tickvals=marks)
         case PlotKind.CONTOUR:
             figure = optuna_plotly.plot_contour(plot.study, names, target_name="turn, s")
     # Optuna writes categories as Python would, in quotes.

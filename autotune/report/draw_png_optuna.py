@@ -3,7 +3,7 @@
 import warnings
 from typing import TYPE_CHECKING
 
-from moetune.autotune.report.parameters import OptunaPlot, PlotKind, evaluator_for
+from moetune.autotune.report.parameters import OptunaPlot, PlotKind, evaluator_for, few_whole_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,8 @@ def optuna_figure(plot: OptunaPlot) -> "Figure":
             if axis.get_scale() == "log":
                 plain_log(axis)
     _unquote(figure.axes[0])
+    if plot.kind is PlotKind.SLICE:
+        _mark_counts(figure, few_whole_values(plot.study, *plot.parameters))
     figure.set_size_inches(*_SIZE)
     # Room for the caption.
     figure.subplots_adjust(bottom=0.2)
@@ -68,6 +70,19 @@ def _unquote(axes: "Axes") -> None:
     words = [label.get_text() for label in axes.get_xticklabels()]
     if any(word.startswith("'") for word in words):
         axes.set_xticks(axes.get_xticks(), [word.strip("'") for word in words])
+
+
+def _mark_counts(figure: "Figure", values: list[int]) -> None:
+    """Values of the parameter where they are, and no halves of trials on the scale beside."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    plot, *scales = figure.axes
+    if values:
+        plot.set_xticks(values, [f"{value:,}" for value in values])
+        plot.xaxis.set_minor_locator(NullLocator())
+    for scale in scales:
+        scale.yaxis.set_major_locator(MaxNLocator(integer=True))
+        scale.set_ylabel("trial")
 
 
 def plain_log(axis: "Axis") -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.color import Color
 from rich.console import Console
 from samples import restarted, sample
 
@@ -99,3 +100,14 @@ def test_names_cannot_take_over_the_terminal() -> None:
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "(emulated)" in text_of(history_of(replace(sample(1), emulated=True)))
+
+
+def test_experts_in_slots_have_a_colour_of_their_own() -> None:
+    """Of four layers with eight experts each in slots, and on a wide terminal two characters an expert."""
+    for width, wide in ((80, 1), (120, 2)):
+        console = Console(width=width, color_system="standard", force_terminal=True, quiet=True)
+        lines = console.render_lines(frame(history_of(*(sample(at) for at in range(9))), width))
+        cells = [[s for s in line if s.style and s.style.color and s.text.strip()] for line in lines]
+        rows = [row for line, row in zip(lines, cells, strict=True) if line[0].text[:1] in "0123"]
+        held = ["".join(s.text for s in row if s.style and s.style.color == Color.parse("green")) for row in rows]
+        assert [len(row) for row in held] == [8 * wide] * 4

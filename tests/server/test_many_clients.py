@@ -100,6 +100,6 @@ def test_sixteen_streaming_clients_for_two_minutes(tmp_path: Path, tier: str) ->
     warm = [rss for at, rss in tally.rss if at - start > WARM_S]
     third = len(warm) // 3
     growth = max(warm[-third:]) - max(warm[:third])
-    print(f"{tier}: {tally.whole} whole, {tally.left} left, {len(tally.wrong)} wrong, {growth / MIB:+.1f} MiB", figures)
+    print(f"{tier}: {tally.whole} whole, {tally.left} left, {len(tally.wrong)} wrong, {growth / MIB:+.1f} MiB")
     assert growth < GROWTH_BYTES
     assert log.count("\n") < 20, log
