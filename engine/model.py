@@ -105,8 +105,12 @@ class Model:
 def read_model(path: Path | str) -> Model:
     """Read a GGUF model, split or not, from any of its files; MoetuneError (MODEL) for what cannot be used."""
     path = Path(path).expanduser().absolute()
-    # Opening a pipe or a device would wait for a writer that never comes.
-    if path.exists() and not path.is_file() and not path.is_dir():
+    try:
+        # Opening a pipe or a device would wait for a writer that never comes.
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+    except OSError as error:
+        raise _refuse(path, f"cannot be read: {error.strerror}", "Check the path of the GGUF file.") from None
+    if is_special:
         raise _refuse(path, "is not a regular file", "Give the path of a GGUF file.")
     try:
         str(path).encode()

@@ -220,6 +220,6 @@ def _fits(value: float, bounds: tuple[float, float]) -> bool:
 def _corrupt(path: Path, why: str) -> MoetuneError:
     return MoetuneError(
         f"The profile {path} is not valid: {why}.",
-        "Move or delete that file and run the search again. It was left as it is.",
+        "Move it away and search again, or have it exported again where it came from. It was left as it is.",
         ExitCode.STORAGE,
     )

@@ -52,7 +52,8 @@ def _failed(error: MoetuneError) -> ExitCode:
 
 
 def _from_typer(error: Exception) -> MoetuneError:
-    message = getattr(error, "format_message", error.__str__)()
+    # What a type of ours says is wrong with a value comes with the name of Python's exception.
+    message = getattr(error, "format_message", error.__str__)().replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "moetune"
     remedy = f"See `{command} --help`."

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import typer.main
 import yaml
 from command_outcome import Command
+from typer.testing import CliRunner
 
 from moetune.cli.app import app
 from moetune.cli.output import note
@@ -56,6 +58,57 @@ def test_a_flag_that_does_not_exist(command: Command, names: tuple[str, ...]) ->
 def test_a_format_that_does_not_exist(command: Command, names: tuple[str, ...]) -> None:
     """Those that do are listed."""
     command(*names, "X", "--format", "xml").complains(ExitCode.USAGE, "--format", "xml", "json")
+
+
+def needs(names: tuple[str, ...]) -> int:
+    """How many arguments the command cannot do without."""
+    return sum(p.param_type_name == "argument" and p.required for p in ALL[names].params)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["text", "binary", "folder", "nothing there", "too long", "too deep"])
+@pytest.mark.parametrize("names", [names for names in LEAVES if needs(names)], ids=" ".join)
+def test_an_argument_that_is_nothing_of_the_kind(
+    command: Command, tmp_path: Path, names: tuple[str, ...], kind: str
+) -> None:
+    """Whatever file, folder or name it is given, a command says what is wrong and what to do, and does nothing."""
+    path = tmp_path / "argument"
+    match kind:
+        case "text":
+            path.write_text("name: x\nwhat: {unknown: 1}\n")
+        case "binary":
+            path.write_bytes(bytes(range(256)) * 64)
+        case "folder":
+            path.mkdir()
+        case "too long":
+            path = Path("x" * 5000)
+        case "too deep":
+            path.write_text("[" * 20_000)
+    result = command(*names, *[str(path)] * needs(names))
+    assert result.code in (ExitCode.USAGE, ExitCode.MODEL, ExitCode.STORAGE)
+    result.complains(result.code)
+
+
+@pytest.mark.parametrize("names", [names for names in LEAVES if needs(names)], ids=" ".join)
+def test_an_argument_that_is_missing(command: Command, names: tuple[str, ...]) -> None:
+    """It is named."""
+    command(*names).complains(ExitCode.USAGE, "Missing argument", f"moetune {' '.join(names)} --help")
+
+
+def numbers_of(names: tuple[str, ...]) -> list[str]:
+    """Flags that take a number, by what the help says."""
+    shown = CliRunner().invoke(app, [*names, "--help"]).output
+    return re.findall(r"(--[a-z][\w-]*) <?(?:int|float|INTEGER|FLOAT)", shown)
+
+
+@pytest.mark.parametrize("value", ["", "many", "1e400", "\x1b[2J"])
+@pytest.mark.parametrize(
+    ("names", "flag"), [(names, flag) for names in LEAVES for flag in numbers_of(names)], ids=lambda v: str(v)[:40]
+)
+def test_a_number_that_is_none(command: Command, names: tuple[str, ...], flag: str, value: str) -> None:
+    """The flag is named, and no terminal code comes back."""
+    result = command(*names, *["X"] * needs(names), flag, value)
+    result.complains(ExitCode.USAGE, flag)
+    assert "\x1b" not in result.err
 
 
 def test_every_command_that_runs_the_engine_can_show_its_log() -> None:

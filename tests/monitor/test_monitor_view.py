@@ -108,6 +108,6 @@ def test_experts_in_slots_have_a_colour_of_their_own() -> None:
         console = Console(width=width, color_system="standard", force_terminal=True, quiet=True)
         lines = console.render_lines(frame(history_of(*(sample(at) for at in range(9))), width))
         cells = [[s for s in line if s.style and s.style.color and s.text.strip()] for line in lines]
-        rows = [row for line, row in zip(lines, cells, strict=True) if line[0].text[:1] in "0123"]
+        rows = [row for line, row in zip(lines, cells, strict=True) if line[0].text[:1].isdigit()]
         held = ["".join(s.text for s in row if s.style and s.style.color == Color.parse("green")) for row in rows]
         assert [len(row) for row in held] == [8 * wide] * 4

@@ -65,7 +65,11 @@ def report(
 
 def _is_file(text: str) -> bool:
     """Whether it is meant as a file; a study's name is hexadecimal."""
-    return Path(text).exists() or text.lower().endswith(".gguf") or "/" in text
+    try:
+        is_there = Path(text).exists()
+    except OSError:  # longer than any file's name
+        is_there = False
+    return is_there or text.lower().endswith(".gguf") or "/" in text
 
 
 def _study(of: str, model: Model | None, storage: str | None) -> StoredStudy:

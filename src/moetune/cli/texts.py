@@ -91,7 +91,7 @@ def _read(path: str, most_bytes: int) -> str:
             "Give a text file, or convert it first, for example with iconv.",
             ExitCode.USAGE,
         ) from error
-    except (OSError, RuntimeError) as error:  # the latter for the home of nobody (~nobody)
+    except (OSError, RuntimeError, ValueError) as error:  # the latter two for the home of nobody (~nobody), zero bytes
         raise MoetuneError(
             f"The text {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
             "Check the path and who may read it.",
