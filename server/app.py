@@ -26,6 +26,7 @@ from moetune.server.settings import ServerSettings
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _GRACE_S = 5
+_LONGEST_NAME = 100
 _CLIENT_GONE = 499  # as nginx calls it; nobody is there to read it
 
 
@@ -67,6 +68,7 @@ def serve_on(listening: socket.socket, backend: Backend, settings: ServerSetting
         server_header=False,
         proxy_headers=False,
         ws="none",
+        http="h11",  # whatever else is installed: its limits on headers are known
         limit_concurrency=settings.connections,
         timeout_graceful_shutdown=_GRACE_S,
     )
@@ -122,7 +124,9 @@ class Api:
 
     def _require_model(self, name: str) -> None:
         if name != self._settings.model:
-            message = f"The model '{name}' is not served here; this server has '{self._settings.model}'."
+            message = (
+                f"The model '{name[:_LONGEST_NAME]}' is not served here; this server has '{self._settings.model}'."
+            )
             raise ApiError(404, message, "model_not_found", "model")
 
 
@@ -133,7 +137,8 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    return ApiError(error.status_code, str(error.detail)).response()
+    # What is allowed instead is in a header.
+    return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
 
 async def _left(_: Request, _error: Exception) -> Response:

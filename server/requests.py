@@ -32,12 +32,18 @@ _UNSUPPORTED = {
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _TextPart(BaseModel):
+class _Strict(BaseModel):
+    """A number in quotes is no number: a client that sends one is told so."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _TextPart(_Strict):
     type: Literal["text"]
     text: str
 
 
-class _Message(BaseModel):
+class _Message(_Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_TextPart] | None = None
 
@@ -48,11 +54,11 @@ class _Message(BaseModel):
         return ChatMessage("system" if self.role == "developer" else self.role, text)
 
 
-class _StreamOptions(BaseModel):
+class _StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class _Common(BaseModel):
+class _Common(_Strict):
     """Fields of both kinds of request. Unknown ones are ignored, as clients send many that mean nothing here."""
 
     model_config = ConfigDict(extra="allow")
@@ -115,6 +121,9 @@ class ChatRequest(_Common):
         return self._sequence(request_id, messages, self.max_completion_tokens or self.max_tokens)
 
 
+_FIELDS = {
+    name for body in (CompletionRequest, ChatRequest, _StreamOptions, _Message, _TextPart) for name in body.model_fields
+}
 Body = TypeVar("Body", CompletionRequest, ChatRequest)
 
 
@@ -124,5 +133,6 @@ def parse(kind: type[Body], body: bytes) -> Body:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # Between the fields' names are those of the types that were tried.
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _FIELDS)
         raise ApiError(400, f"{where}: {first['msg']}" if where else first["msg"], None, where or None) from error

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 from pathlib import Path
 
 import openai
@@ -48,7 +49,19 @@ def ask(
         (COMPLETIONS, {**GOOD, "prompt": ["a", "b"]}, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": [1, 2]}, "prompt"),
         (COMPLETIONS, {**GOOD, "max_tokens": 0}, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": -1}, "max_tokens"),
         (COMPLETIONS, {**GOOD, "max_tokens": "many"}, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": "4"}, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": 4.5}, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": True}, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "stream": "yes"}, "stream"),
+        (COMPLETIONS, {**GOOD, "stream": 1}, "stream"),
+        (COMPLETIONS, {**GOOD, "stream_options": {"include_usage": "maybe"}}, "stream_options.include_usage"),
+        (COMPLETIONS, {**GOOD, "seed": "a"}, "seed"),
+        (COMPLETIONS, {**GOOD, "model": 1}, "model"),
+        (COMPLETIONS, {**GOOD, "prompt": {"a": 1}}, "prompt"),
+        (COMPLETIONS, {**GOOD, "temperature": "0"}, "temperature"),
+        (COMPLETIONS, b'{"model": "demo", "prompt": "x", "temperature": NaN}', "temperature"),
         (COMPLETIONS, {**GOOD, "temperature": -1}, "temperature"),
         (COMPLETIONS, {**GOOD, "temperature": 1e400}, "temperature"),
         (COMPLETIONS, {**GOOD, "top_p": 0}, "top_p"),
@@ -62,6 +75,9 @@ def ask(
         (CHAT, {"model": "demo", "messages": []}, "messages"),
         (CHAT, {"model": "demo", "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         (CHAT, {"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        (CHAT, {"model": "demo", "messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (CHAT, {"model": "demo", "messages": HELLO, "max_completion_tokens": -1}, "max_completion_tokens"),
+        (CHAT, {"model": "demo", "messages": HELLO, "n": 3}, "n"),
         (CHAT, {"model": "demo", "messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
         (CHAT, {"model": "demo", "messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
     ],
@@ -99,6 +115,38 @@ def test_a_request_that_cannot_be_has_its_own_status(
     """Unknown paths and models, foreign host names, other types, bodies over the limit, announced or not."""
     sent = iter(body) if isinstance(body, list) else body
     assert ask(cpu_server, path, sent, headers, method)[0] == status
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/v1/models", "/v1/models/demo", "/health", "/metrics"])
+def test_a_wrong_method_is_told_the_right_one(cpu_server: Server, path: str) -> None:
+    """Every path takes one, and HEAD where it takes GET."""
+    right = "POST" if path in (COMPLETIONS, CHAT) else "GET"
+    for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - {right}:
+        connection = http.client.HTTPConnection(cpu_server.url.removeprefix("http://"), timeout=LIMIT_S)
+        connection.request(method, path, json.dumps(GOOD), JSON)
+        answer = connection.getresponse()
+        assert (answer.status, right in str(answer.headers["Allow"])) == (405, True)
+        assert json.loads(answer.read())["error"]["message"]
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "garbage",
+        "POST /v1/completions HTTP/1.1\r\nContent-Length: -5",
+        "POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ",
+        f"GET /health HTTP/1.1\r\nX: {'a' * 20_000}",
+    ],
+    ids=["no HTTP", "negative length", "chunk without size", "endless header"],
+)
+def test_what_is_no_http_is_a_400(cpu_server: Server, head: str) -> None:
+    """And the next request is served."""
+    host, _, port = cpu_server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
+        connection.sendall(f"{head}\r\nHost: {host}\r\nContent-Type: application/json\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert ask(cpu_server, COMPLETIONS, GOOD)[0] == 200
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])

@@ -100,7 +100,8 @@ def serve(
             backend = Backend(runner, config, n_sequences, queue)
             with waiting("loading the model"):
                 backend.start()
-            room = f"{n_sequences} requests at once, {backend.n_ctx:,} tokens each, {queue} may wait"
+            requests = "request" if n_sequences == 1 else "requests"
+            room = f"{n_sequences} {requests} at once, {backend.n_ctx:,} tokens each, {queue} may wait"
             note(wrapped(f"{settings.model}: {room}"))
             url = address.url(socket)
             note(wrapped(f"listening on {url}/v1 (OpenAI's API), …/metrics; Ctrl-C ends"))
