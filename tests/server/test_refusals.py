@@ -130,21 +130,24 @@ def test_a_wrong_method_is_told_the_right_one(cpu_server: Server, path: str) -> 
         connection.close()
 
 
+COMMON = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
 @pytest.mark.parametrize(
-    "head",
+    "said",
     [
-        "garbage",
-        "POST /v1/completions HTTP/1.1\r\nContent-Length: -5",
-        "POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ",
-        f"GET /health HTTP/1.1\r\nX: {'a' * 20_000}",
+        "garbage\r\n\r\n",
+        f"POST {COMPLETIONS} HTTP/1.1\r\n{COMMON}Content-Length: -5\r\n\r\n",
+        f"POST {COMPLETIONS} HTTP/1.1\r\n{COMMON}Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        f"GET /health HTTP/1.1\r\n{COMMON}X: {'a' * 20_000}",
     ],
     ids=["no HTTP", "negative length", "chunk without size", "endless header"],
 )
-def test_what_is_no_http_is_a_400(cpu_server: Server, head: str) -> None:
+def test_what_is_no_http_is_a_400(cpu_server: Server, said: str) -> None:
     """And the next request is served."""
     host, _, port = cpu_server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
-        connection.sendall(f"{head}\r\nHost: {host}\r\nContent-Type: application/json\r\n\r\n".encode())
+        connection.sendall(said.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
     assert ask(cpu_server, COMPLETIONS, GOOD)[0] == 200
 
