@@ -30,7 +30,8 @@ def plotly_json(figure: Chart | OptunaPlot) -> dict[str, Any]:
         plot_bgcolor="white",
     )
     drawn.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True)
-    drawn.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True)
+    # Without a distance of its own the title ignores how wide the numbers are.
+    drawn.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True, title_standoff=12)
     content: dict[str, Any] = json.loads(drawn.to_json())
     return content
 
@@ -62,7 +63,7 @@ def _add_guide(figure: go.Figure, guide: Guide, dash: str, chart: Chart) -> None
     at = math.log10(guide.value) if chart.y.log else guide.value
     where: dict[str, Any] = {"x": at, "y": 0, "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
     if not rows:
-        where = {"x": 0, "y": at, "xref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        where = {"x": 0, "y": at, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "xshift": 4}
     figure.add_annotation(text=_plain(guide.label), showarrow=False, font={"size": 11, "color": _GREY}, **where)
 
 

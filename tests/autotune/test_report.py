@@ -125,13 +125,14 @@ def test_the_table_says_why_a_baseline_has_no_figures(request_: SearchRequest) -
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(request_: SearchRequest) -> None:
-    """A line a trial with its count, no control characters, and "emulated" beside every figure."""
+    """A count and a figure a trial, in lines that fit, no control characters, and "emulated" beside every figure."""
     out = io.StringIO()
     with Display(Console(file=out, width=200), MODEL.n_layers, emulated=True) as display:
         search(request_, runner_for(MACHINE, MODEL, Landscape()), MACHINE, MODEL, display, still)
     lines = out.getvalue().splitlines()
     assert sum(line.startswith("trials [") for line in lines) >= request_.n_trials
     assert all("(emulated)" in line for line in lines if "s a turn" in line)
+    assert max(map(len, lines)) <= WIDTH
     assert "\x1b" not in out.getvalue()
 
 
