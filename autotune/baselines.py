@@ -23,8 +23,9 @@ BEST_STOCK = "stock, best found"
 _MOST_STEPS_DOWN = 2
 # One disturbed measurement must not choose the baseline of the side-by-side: contenders get so many looks each.
 LOOKS = 3
-_SECOND_LOOK_WITHIN = 1.5
-_CONTENDER_WITHIN = 1.15
+# How many may have their second and their third look, and within how many times the fastest's turn.
+_LOOK_AGAIN = ((2, 4, 1.5), (LOOKS, 3, 1.15))
+_CPU_NEAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
     if not like.has_slots:
         return
     on_cpu = fastest([r for r in _measured_baselines(session) if r.config.device is None])
-    if best and best.turn_s and on_cpu and on_cpu.turn_s and on_cpu.turn_s <= _SECOND_LOOK_WITHIN * best.turn_s:
+    if best and best.turn_s and on_cpu and on_cpu.turn_s and on_cpu.turn_s <= _CPU_NEAR * best.turn_s:
         _once(session, TUNED_ALIKE, session.space.default.on_cpu.tuned_like(like))
     placements = tuple(config.tuned_like(like) for config in offloads(session.space))
     if _most_layers(session, placements, len(placements), TUNED_ALIKE) < len(placements):
@@ -108,15 +109,12 @@ def promote_best_stock(session: Session, rival: TrialRecord) -> None:
 
 
 def confirm_best_baseline(session: Session) -> None:
-    """Measure baselines again, taking turns; each is judged by its middle look.
+    """Measure the fastest baselines again, taking turns; each is judged by its middle look.
 
     The second look goes far, since the first may have been the disturbed one; the third only to real contenders.
     """
-    for look, within in ((2, _SECOND_LOOK_WITHIN), (LOOKS, _CONTENDER_WITHIN)):
-        best = session.best_baseline
-        if best is None or best.turn_s is None:
-            return
-        for name, config in _contenders(session, best.turn_s * within):
+    for look, most, within in _LOOK_AGAIN:
+        for name, config in _contenders(session, most, within):
             if session.time_left_s() <= 0:
                 return
             if sum(r.config == config for r in _measured_baselines(session)) < look:
@@ -125,15 +123,16 @@ def confirm_best_baseline(session: Session) -> None:
 
 def further_looks(session: Session) -> int:
     """How many measurements `confirm_best_baseline` would take now."""
+    return sum(len(_contenders(session, most, within)) for _, most, within in _LOOK_AGAIN)
+
+
+def _contenders(session: Session, most: int, within: float) -> list[tuple[str, EngineConfig]]:
+    """The fastest baselines, by what each one's best look promises."""
     best = session.best_baseline
-    if best is None or best.turn_s is None:
-        return 0
-    return sum(len(_contenders(session, best.turn_s * w)) for w in (_SECOND_LOOK_WITHIN, _CONTENDER_WITHIN))
-
-
-def _contenders(session: Session, bar_s: float) -> list[tuple[str, EngineConfig]]:
-    near = {r.config: r.name for r in reversed(_measured_baselines(session)) if r.turn_s and r.turn_s <= bar_s}
-    return [(name, config) for config, name in near.items()]
+    bar_s = within * best.turn_s if best is not None and best.turn_s is not None else 0.0
+    fastest_first = sorted(_measured_baselines(session), key=lambda record: (record.turn_s, record.number))
+    near = {r.config: r.name for r in fastest_first if r.turn_s is not None and r.turn_s <= bar_s}
+    return [(name, config) for config, name in near.items()][:most]
 
 
 def _measured_baselines(session: Session) -> list[TrialRecord]:
