@@ -1,7 +1,6 @@
 """The configurations to beat: stock llama.cpp as its users run it, always measured first."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from moetune.autotune.evaluate import Session, fastest
@@ -19,8 +18,8 @@ ALL_ON_DEVICE = "stock, all on the device"
 CACHE_OFF = "cache off"
 TUNED_ALIKE = "stock, tuned alike"
 BEST_STOCK = "stock, best found"
-# A prediction that was too careful is corrected by so many layers at most; each costs a reload.
-_MOST_STEPS_DOWN = 2
+# So many placements are tried, each with what the one before taught of memory; each costs a reload.
+_MOST_LESSONS = 4
 # One disturbed measurement must not choose the baseline of the side-by-side: contenders get so many looks each.
 LOOKS = 3
 # How many may have their second and their third look, and within how many times the fastest's turn.
@@ -157,28 +156,25 @@ def _measure_best_offload(session: Session) -> None:
 def _most_layers(
     session: Session, placements: tuple[EngineConfig, ...], reached: int, family: str = BEST_OFFLOAD
 ) -> int:
-    """From the prediction, a layer back at a time while out of memory, then forward.
+    """The most that the prediction says fit, fewer while out of memory; again with what that taught of memory.
 
     placements: from most to least on the device. Returns the index of the best that ran, `reached` when none is better.
     """
-    start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
-    if session.time_left_s() <= 0:
-        return reached
-    name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole and family == BEST_OFFLOAD else family
-    ran = next((i for i in range(start, reached) if _runs(_once(session, name, placements[i]))), reached)
-    if ran != start:
-        return ran
-    # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
-    for i in _steps_down(start):
-        if session.time_left_s() <= 0 or not session.memory.fits_fast(placements[i]):
-            return i + 1
-        if not _runs(_once(session, name, placements[i])):
-            return i + 1
-    return max(0, start - _MOST_STEPS_DOWN)
+    for _ in range(_MOST_LESSONS):
+        start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
+        if start >= reached or session.time_left_s() <= 0:
+            return reached
+        ran = next((i for i in range(start, reached) if _runs(_place(session, family, placements[i]))), reached)
+        if ran != start:
+            return ran
+        # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
+        reached = ran
+    return reached
 
 
-def _steps_down(start: int) -> Iterator[int]:
-    return iter(range(start - 1, max(-1, start - 1 - _MOST_STEPS_DOWN), -1))
+def _place(session: Session, family: str, config: EngineConfig) -> TrialRecord:
+    whole = config.gpu_layers > session.space.model.n_layers and config.ram_expert_layers == 0
+    return _once(session, ALL_ON_DEVICE if whole and family == BEST_OFFLOAD else family, config)
 
 
 def _runs(record: TrialRecord) -> bool:
