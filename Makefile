@@ -16,7 +16,7 @@ TOUR    = MOETUNE_CONFIG_DIR=build/demo/config MOETUNE_STATE_DIR=build/demo/stat
 demo: $(STAMP)
 	rm -rf build/demo
 	$(TOUR) probe --emulate $(EMULATE)
-	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 1024 --trials 8 --rounds 4
+	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 512 --trials 8 --rounds 6 --finalists 3
 	$(TOUR) run $(DEMO) --emulate $(EMULATE) -p "def read_lines(path):" --max-tokens 64
 
 test: lint postgres

@@ -1,7 +1,6 @@
 """The configurations to beat: stock llama.cpp as its users run it, always measured first."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from moetune.autotune.evaluate import Session, fastest
@@ -19,12 +18,13 @@ ALL_ON_DEVICE = "stock, all on the device"
 CACHE_OFF = "cache off"
 TUNED_ALIKE = "stock, tuned alike"
 BEST_STOCK = "stock, best found"
-# A prediction that was too careful is corrected by so many layers at most; each costs a reload.
-_MOST_STEPS_DOWN = 2
+# So many placements are tried, each with what the one before taught of memory; each costs a reload.
+_MOST_LESSONS = 4
 # One disturbed measurement must not choose the baseline of the side-by-side: contenders get so many looks each.
 LOOKS = 3
-_SECOND_LOOK_WITHIN = 1.5
-_CONTENDER_WITHIN = 1.15
+# How many may have their second and their third look, and within how many times the fastest's turn.
+_LOOK_AGAIN = ((2, 4, 1.5), (LOOKS, 3, 1.15))
+_CPU_NEAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def measure_twin(session: Session, rival: TrialRecord) -> None:
     if not like.has_slots:
         return
     on_cpu = fastest([r for r in _measured_baselines(session) if r.config.device is None])
-    if best and best.turn_s and on_cpu and on_cpu.turn_s and on_cpu.turn_s <= _SECOND_LOOK_WITHIN * best.turn_s:
+    if best and best.turn_s and on_cpu and on_cpu.turn_s and on_cpu.turn_s <= _CPU_NEAR * best.turn_s:
         _once(session, TUNED_ALIKE, session.space.default.on_cpu.tuned_like(like))
     placements = tuple(config.tuned_like(like) for config in offloads(session.space))
     if _most_layers(session, placements, len(placements), TUNED_ALIKE) < len(placements):
@@ -108,15 +108,12 @@ def promote_best_stock(session: Session, rival: TrialRecord) -> None:
 
 
 def confirm_best_baseline(session: Session) -> None:
-    """Measure baselines again, taking turns; each is judged by its middle look.
+    """Measure the fastest baselines again, taking turns; each is judged by its middle look.
 
     The second look goes far, since the first may have been the disturbed one; the third only to real contenders.
     """
-    for look, within in ((2, _SECOND_LOOK_WITHIN), (LOOKS, _CONTENDER_WITHIN)):
-        best = session.best_baseline
-        if best is None or best.turn_s is None:
-            return
-        for name, config in _contenders(session, best.turn_s * within):
+    for look, most, within in _LOOK_AGAIN:
+        for name, config in _contenders(session, most, within):
             if session.time_left_s() <= 0:
                 return
             if sum(r.config == config for r in _measured_baselines(session)) < look:
@@ -125,15 +122,16 @@ def confirm_best_baseline(session: Session) -> None:
 
 def further_looks(session: Session) -> int:
     """How many measurements `confirm_best_baseline` would take now."""
+    return sum(len(_contenders(session, most, within)) for _, most, within in _LOOK_AGAIN)
+
+
+def _contenders(session: Session, most: int, within: float) -> list[tuple[str, EngineConfig]]:
+    """The fastest baselines, by what each one's best look promises."""
     best = session.best_baseline
-    if best is None or best.turn_s is None:
-        return 0
-    return sum(len(_contenders(session, best.turn_s * w)) for w in (_SECOND_LOOK_WITHIN, _CONTENDER_WITHIN))
-
-
-def _contenders(session: Session, bar_s: float) -> list[tuple[str, EngineConfig]]:
-    near = {r.config: r.name for r in reversed(_measured_baselines(session)) if r.turn_s and r.turn_s <= bar_s}
-    return [(name, config) for config, name in near.items()]
+    bar_s = within * best.turn_s if best is not None and best.turn_s is not None else 0.0
+    fastest_first = sorted(_measured_baselines(session), key=lambda record: (record.turn_s, record.number))
+    near = {r.config: r.name for r in fastest_first if r.turn_s is not None and r.turn_s <= bar_s}
+    return [(name, config) for config, name in near.items()][:most]
 
 
 def _measured_baselines(session: Session) -> list[TrialRecord]:
@@ -158,28 +156,25 @@ def _measure_best_offload(session: Session) -> None:
 def _most_layers(
     session: Session, placements: tuple[EngineConfig, ...], reached: int, family: str = BEST_OFFLOAD
 ) -> int:
-    """From the prediction, a layer back at a time while out of memory, then forward.
+    """The most that the prediction says fit, fewer while out of memory; again with what that taught of memory.
 
     placements: from most to least on the device. Returns the index of the best that ran, `reached` when none is better.
     """
-    start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
-    if session.time_left_s() <= 0:
-        return reached
-    name = ALL_ON_DEVICE if start == 0 and session.space.fits_whole and family == BEST_OFFLOAD else family
-    ran = next((i for i in range(start, reached) if _runs(_once(session, name, placements[i]))), reached)
-    if ran != start:
-        return ran
-    # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
-    for i in _steps_down(start):
-        if session.time_left_s() <= 0 or not session.memory.fits_fast(placements[i]):
-            return i + 1
-        if not _runs(_once(session, name, placements[i])):
-            return i + 1
-    return max(0, start - _MOST_STEPS_DOWN)
+    for _ in range(_MOST_LESSONS):
+        start = next((i for i, config in enumerate(placements) if session.memory.fits_fast(config)), reached)
+        if start >= reached or session.time_left_s() <= 0:
+            return reached
+        ran = next((i for i in range(start, reached) if _runs(_place(session, family, placements[i]))), reached)
+        if ran != start:
+            return ran
+        # Only now is it known what the device really holds: a prediction too careful would make a weak baseline.
+        reached = ran
+    return reached
 
 
-def _steps_down(start: int) -> Iterator[int]:
-    return iter(range(start - 1, max(-1, start - 1 - _MOST_STEPS_DOWN), -1))
+def _place(session: Session, family: str, config: EngineConfig) -> TrialRecord:
+    whole = config.gpu_layers > session.space.model.n_layers and config.ram_expert_layers == 0
+    return _once(session, ALL_ON_DEVICE if whole and family == BEST_OFFLOAD else family, config)
 
 
 def _runs(record: TrialRecord) -> bool:

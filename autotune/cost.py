@@ -108,7 +108,12 @@ class CostModel:
 
     def turn_s(self, config: EngineConfig) -> float:
         """Seconds of a turn alone: what configurations are ranked by."""
-        return self._turn_s(*self._parts(config))
+        return self.times_s(config)[0]
+
+    def times_s(self, config: EngineConfig) -> tuple[float, float]:
+        """Seconds of a turn, and of one decoded token in the middle of the reply."""
+        prompt, token = self._parts(config)
+        return self._turn_s(prompt, token), sum(token.values())
 
     def observe(self, config: EngineConfig, measured: Measurement) -> "CostModel":
         """The model after a trial: first its hit rates, then its speeds as they would be with the measured hit rate."""

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import geometric_mean, median
 
 from moetune.autotune.cost import CostModel
 from moetune.autotune.events import SearchEvents
@@ -80,6 +80,18 @@ class Session:
         """By how much two single trials of equal configurations may well differ, relatively."""
         known = self.noise.of_one if self.noise else 0.0
         return max(_SCREENING_NOISE, _STANDARD_ERRORS * math.sqrt(2) * known)
+
+    def stalls(self, looks: Sequence[TrialRecord]) -> bool:
+        """Whether by these measurements of one configuration its slow tokens are slower than the best baseline's,
+        beyond margin and noise: a race would not promote it.
+        """
+        baseline = self.best_baseline
+        slow_s = [record.measurement.slow_token_s for record in looks if record.measurement]
+        if baseline is None or not slow_s:
+            return False
+        same = [r.measurement.slow_token_s for r in self.study.records if r.config == baseline.config and r.measurement]
+        bar_s = (1 + self.request.rules.margin) * (1 + self.screening_noise) * geometric_mean(same)
+        return geometric_mean(slow_s) > bar_s
 
     def find(self, config: EngineConfig) -> TrialRecord | None:
         """An earlier trial of exactly this configuration, in this search or the one it resumes."""

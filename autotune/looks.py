@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import geometric_mean
 
 from moetune.autotune.evaluate import Session
 from moetune.autotune.record import Origin, TrialRecord
@@ -17,11 +17,14 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Rival:
-    """A configuration that is no baseline, by its first trial. turn_s: geometric mean over its looks."""
+    """A configuration that is no baseline, by its first trial. turn_s: geometric mean over its looks. stalls: by
+    these, see `Session.stalls`.
+    """
 
     record: TrialRecord
     looks: int
     turn_s: float
+    stalls: bool
 
 
 def rivals(session: Session) -> list[Rival]:
@@ -30,27 +33,28 @@ def rivals(session: Session) -> list[Rival]:
     if best is None or best.turn_s is None:
         return []
     baselines = {record.config for record in session.study.records if record.origin is Origin.BASELINE}
-    looks = defaultdict[EngineConfig, list[tuple[float, TrialRecord]]](list)
+    looks = defaultdict[EngineConfig, list[TrialRecord]](list)
     for record in session.gate.admissible(session.study.records):
         if record.turn_s is not None and record.config not in baselines:
-            looks[record.config].append((record.turn_s, record))
-    found = [
-        Rival(of_one[0][1], len(of_one), math.exp(fmean(math.log(turn_s) for turn_s, _ in of_one)))
-        for of_one in looks.values()
-    ]
+            looks[record.config].append(record)
+    found = [_rival(session, of_one) for of_one in looks.values()]
     bar_s = (1 + session.screening_noise) * best.turn_s
     return sorted((r for r in found if r.turn_s <= bar_s), key=lambda rival: (rival.turn_s, rival.record.number))
 
 
+def _rival(session: Session, looks: list[TrialRecord]) -> Rival:
+    turn_s = geometric_mean([record.turn_s for record in looks if record.turn_s])
+    return Rival(looks[0], len(looks), turn_s, session.stalls(looks))
+
+
 def close(session: Session) -> list[Rival]:
-    """Those that luck alone may have kept from being the fastest, that one included."""
+    """Those that luck alone may have kept from being the fastest, that one included; first what does not stall."""
     known = rivals(session)
+    steady = [rival for rival in known if not rival.stalls]
     bars_s = [(1 + session.screening_noise / math.sqrt(rival.looks)) * known[0].turn_s for rival in known]
-    return [
-        rival
-        for at, (rival, bar_s) in enumerate(zip(known, bars_s, strict=True))
-        if at < FEWEST or rival.turn_s <= bar_s
-    ]
+    near = [rival for rival, bar_s in zip(known, bars_s, strict=True) if rival.turn_s <= bar_s]
+    chosen = dict.fromkeys([*known[:FEWEST], *steady[:FEWEST], *near])
+    return sorted(chosen, key=lambda rival: (rival.stalls, rival.turn_s, rival.record.number))
 
 
 def look_again(session: Session) -> None:

@@ -18,8 +18,8 @@ from moetune.hardware.machine import Machine
 
 MIB = 1 << 20
 _PROCESS_BYTES = 160 * MIB
-# A slot's matrices are padded to the device's alignment: gate, up, down and their biases, 256 bytes each.
-_SLOT_PADDING_BYTES = 6 * 256
+# The slots of a layer are one tensor a matrix, padded to the device's alignment: gate, up, down and their biases.
+_SLOTS_PADDING_BYTES = 6 * 256
 # The engine streams experts for prompts through two buffers of this share of the device, and at least one expert each,
 # and computes so many (token, expert) pairs at a time.
 _STAGING_SHARE = 1 / 128
@@ -101,8 +101,10 @@ class MemoryModel:
 
     def slot_bytes(self, config: EngineConfig) -> int:
         """Fast-tier bytes of one slot in every layer whose experts this configuration leaves in RAM."""
-        layers = (layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer))
-        return sum(layer.expert_bytes + _SLOT_PADDING_BYTES for layer in layers)
+        return sum(layer.expert_bytes for layer in self._slotted(config))
+
+    def _slotted(self, config: EngineConfig) -> list[Layer]:
+        return [layer for layer in self.model.layers if layer.expert_bytes and self.experts_in_ram(config, layer)]
 
     def slots_of(self, config: EngineConfig) -> int:
         """Slots a layer; of a budget that is spread unevenly the mean."""
@@ -156,6 +158,7 @@ class MemoryModel:
         model = self.model
         weights, cache = self.placed_bytes(config)
         slots = _slot_total(config, self.slot_bytes(config)) if config.cache else 0
+        slots += _SLOTS_PADDING_BYTES * len(self._slotted(config)) if slots else 0
         all_context = sum(context_bytes(config, layer) for layer in model.layers)
         tied_copy = model.output_bytes if model.embedding_bytes == model.output_bytes else 0
         host = model.tensor_bytes - min(sum(weights), model.tensor_bytes) + all_context - sum(cache) + _PROCESS_BYTES

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import mean, median, quantiles
+from statistics import mean, median
 from typing import Annotated
 
 from pydantic import AfterValidator, TypeAdapter
@@ -60,7 +60,7 @@ class Round:
 
     def log_slow_gain(self, arm: int) -> float:
         """The same of the speed that nine of ten tokens reach."""
-        return mean(_log_slow_s(run) for run in self.of(0)) - mean(_log_slow_s(run) for run in self.of(arm))
+        return mean(map(_log_slow_s, self.of(0))) - mean(map(_log_slow_s, self.of(arm)))
 
 
 class Standing(StrEnum):
@@ -192,8 +192,13 @@ def race(
     earlier: rounds of an interrupted or finished race of the same study; a race that is over is not run again.
     """
     rivals = [_Rival(config) for config in candidates]
-    rounds = [entry for entry in earlier if entry.contenders[0] == incumbent and len(entry.contenders) > 1]
+    rounds: list[Round] = []
     scores = _Scores(rivals, rules, rounds)
+    for entry in earlier:
+        if entry.contenders[0] == incumbent and len(entry.contenders) > 1:
+            # One by one, as when they were run: who was dropped after the third stays so.
+            rounds.append(entry)
+            scores.judge()
     began, stopped = len(rounds), None
     while scores.judge() and stopped is None:
         # A finalist that came later has its rounds, too.
@@ -270,6 +275,8 @@ class _Scores:
             _, high = bounds(list(self.gains(rival.config).values()), self.alpha)
             if high < least:
                 rival.standing = Standing.NO_GAIN
+            elif bounds(self._slow_gains(rival), self.alpha)[1] < -least:
+                rival.standing = Standing.STALLS
         leader = self._leader()
         if leader is None:
             return bool(self.racing())
@@ -316,8 +323,11 @@ class _Scores:
         return bounds(differences, _DROP_RISK)[1] < least
 
     def _stalls(self, rival: _Rival) -> bool:
-        slow = [entry.log_slow_gain(arm) for _, entry, arm in self._valid(rival.config)]
+        slow = self._slow_gains(rival)
         return bool(slow) and median(slow) < -math.log(1 + self.rules.margin)
+
+    def _slow_gains(self, rival: _Rival) -> list[float]:
+        return [entry.log_slow_gain(arm) for _, entry, arm in self._valid(rival.config)]
 
     def _valid(self, config: EngineConfig) -> list[tuple[int, Round, int]]:
         return [
@@ -328,5 +338,4 @@ class _Scores:
 
 
 def _log_slow_s(run: Run) -> float:
-    samples_s = run.measurement.tg_samples_s
-    return math.log(quantiles(samples_s, n=10)[-1] if len(samples_s) > 1 else samples_s[0])
+    return math.log(run.measurement.slow_token_s)

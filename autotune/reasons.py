@@ -27,6 +27,7 @@ def reasons(space: Space, records: list[TrialRecord], best_baseline: str, cache_
             _wait_fact(cached.measurement),
             _traffic_fact(cached.measurement),
             _offload_fact(best_baseline, records),
+            _cpu_fact(best_baseline, records),
         ]
     return tuple(fact for fact in facts if fact)
 
@@ -43,7 +44,9 @@ def _hit_fact(measured: Measurement, cache_won: bool) -> str:
 def _overhead_fact(records: list[TrialRecord]) -> str:
     """What the plugin costs before it helps: cache off against stock at the same placement."""
     off = fastest([r for r in records if r.name == CACHE_OFF])
-    stock = fastest([r for r in records if r.name in (EXPERTS_IN_RAM, STOCK_CPU)])
+    # Without a device the CPU alone is that placement.
+    on_device = any(r.name == EXPERTS_IN_RAM for r in records)
+    stock = fastest([r for r in records if r.name == (EXPERTS_IN_RAM if on_device else STOCK_CPU)])
     if off is None or stock is None or off.turn_s is None or stock.turn_s is None:
         return ""
     ratio = off.turn_s / stock.turn_s
@@ -76,3 +79,14 @@ def _offload_fact(best_baseline: str, records: list[TrialRecord]) -> str:
     if best.turn_s is None or ram.turn_s is None or ram.turn_s < best.turn_s * _NOTABLE_COST:
         return ""
     return f"the same memory filled with whole layers already gives {ram.turn_s / best.turn_s:.2f}×"
+
+
+def _cpu_fact(best_baseline: str, records: list[TrialRecord]) -> str:
+    """Where the device itself does not pay."""
+    best = fastest([r for r in records if r.name == best_baseline and r.config.device is None])
+    ram = fastest([r for r in records if r.name == EXPERTS_IN_RAM])
+    if best is None or ram is None or best.turn_s is None or ram.turn_s is None:
+        return ""
+    if ram.turn_s < best.turn_s * _NOTABLE_COST:
+        return ""
+    return f"the CPU alone is {ram.turn_s / best.turn_s:.2f}× as fast as with the dense parts on the device"

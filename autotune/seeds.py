@@ -19,7 +19,7 @@ _ROUNDS = 3
 # A setting stays at its default unless it promises so much: predictions of less mean nothing. Other KV types have their
 # quality measured, which takes as long as many trials.
 _LEAST_GAIN = 0.01
-_KV_LEAST_GAIN = 0.03
+KV_LEAST_GAIN = 0.03
 # A configuration predicted this much slower than the best is no seed, however different it is.
 _WORTH = 1.5
 # Each costs a reload; those that differ by less than a quarter of the layers count as one.
@@ -92,7 +92,7 @@ class _Known:
             fits = max(self._memory.excess_bytes(config)) <= 0 and (config.cache is None or config.has_slots)
             least = (1 + _LEAST_GAIN) ** _settings_changed(config, self._space.default)
             if (config.type_k, config.type_v) != (self._space.default.type_k, self._space.default.type_v):
-                least *= 1 + _KV_LEAST_GAIN
+                least *= 1 + KV_LEAST_GAIN
             self._turns[config] = self._cost.turn_s(config) * least if fits else float("inf")
             self._points[config] = point
         return self._turns[config]

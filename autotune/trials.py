@@ -2,12 +2,11 @@
 
 from collections.abc import Collection
 
-import numpy as np
-
 from moetune.autotune.baselines import further_looks
 from moetune.autotune.evaluate import Session, fastest
+from moetune.autotune.likely import likeliest
 from moetune.autotune.looks import FEWEST, LOOKS, MOST_CLOSE
-from moetune.autotune.neighbours import filled, neighbours
+from moetune.autotune.neighbours import filled
 from moetune.autotune.noise import ROUNDS as NOISE_ROUNDS
 from moetune.autotune.record import Origin, TrialRecord
 from moetune.autotune.seeds import seeds
@@ -17,16 +16,16 @@ from moetune.engine.config import EngineConfig
 
 # So many proposals in a row that were measured before or cannot fit: the space is as good as used up.
 _MOST_FRUITLESS = 25
-# Proposals asked for at once and run ordered by placement, so that the model is loaded less often.
-_BATCH = 4
-# Of them and of the best trial's neighbours in turn.
-_STEPS = 4
-# What the cost model is asked for: more of what it expects most of would only be more alike.
+# So many of the likeliest, and so many of the sampler's, in turn: the latter look where nobody expects anything.
+_STEPS = 8
+_PROPOSALS = 2
+# So many in a row that were measured before end a turn.
+_MOST_REPEATED = 4
+# What the cost model is asked for, a few at once to share loads: more of what it expects most of would be more alike.
 _MOST_SEEDS = 8
+_SEED_BATCH = 4
 # So many times the slots are worth another trial, which needs no reload.
 _WORTH_FILLING = 1.1
-# The best with slots and the best without are both worth steps while one is at most so many times as slow.
-_NEAR = 1.15
 # Measurements that a finalist's twins in stock llama.cpp take, further looks at them included.
 _TWINS = 6
 
@@ -36,7 +35,7 @@ def measure_trials(session: Session) -> None:
     _evaluate_seeds(session)
     fruitless = 0
     while _may_sample(session) and fruitless < _MOST_FRUITLESS:
-        _evaluate_neighbours(session)
+        _evaluate_likely(session)
         if not _may_sample(session):
             break
         batch, repeated = _proposals(session)
@@ -49,40 +48,15 @@ def measure_trials(session: Session) -> None:
             fruitless = 0 if launched else fruitless + 1
 
 
-def _evaluate_neighbours(session: Session) -> None:
-    """Steps from the best trial so far, and from the best of the other sort where that comes near: one that needs a
-    reload, with all the slots that fit there, the others none.
-    """
-    bases = _bases(session)
-    for base in bases:
-        known = {record.config for record in session.study.records}
-        full = filled(session.space, session.memory, base)
-        steps = [full] if full not in known else _steps(session, base, known, _STEPS // len(bases))
-        for config in steps[: None if session.study.alone else 1]:
-            if not _may_sample(session) or session.study.left_behind:
-                return
-            if session.find(config) is None and not session.study.runs_elsewhere(config):
-                session.evaluate(config, Origin.SAMPLER)
-
-
-def _bases(session: Session) -> list[EngineConfig]:
-    tried = session.gate.admissible(_tried(session))
-    sorts = (fastest([r for r in tried if r.config.has_slots is slots]) for slots in (True, False))
-    found = sorted((best.turn_s, best.number, best.config) for best in sorts if best and best.turn_s)
-    return [config for turn_s, _, config in found if turn_s <= _NEAR * found[0][0]]
-
-
-def _steps(session: Session, base: EngineConfig, known: Collection[EngineConfig], most: int) -> list[EngineConfig]:
-    """Neighbours that are not known, in an order of its own each time, so that no knob is favoured; the same again when
-    a search is repeated.
-    """
-    beside = neighbours(session.space, session.memory, base)
-    order = np.random.default_rng(session.request.seed + len(known)).permutation(len(beside))
-    shuffled = [beside[i] for i in order]
-    live = [config for config in shuffled if config.placement == base.placement and config not in known]
-    moved = [filled(session.space, session.memory, config) for config in shuffled if config.placement != base.placement]
-    moved = [config for config in moved if config not in known]
-    return [*live[: most - len(moved[:1])], *moved][:most]
+def _evaluate_likely(session: Session) -> None:
+    """What is expected to gain most, one after the other, since each teaches what to try next."""
+    for _ in range(_STEPS if session.study.alone else 1):
+        if not _may_sample(session) or session.study.left_behind:
+            return
+        config = likeliest(session)
+        if config is None:
+            return
+        session.evaluate(config, Origin.SAMPLER)
 
 
 def _may_sample(session: Session) -> bool:
@@ -99,8 +73,8 @@ def _proposals(session: Session) -> tuple[dict[EngineConfig, Proposal], int]:
     """A few new configurations, and how many proposals were none. Beside other workers one: the rest would wait."""
     batch: dict[EngineConfig, Proposal] = {}
     fruitless = 0
-    most = min(_BATCH, trials_left(session)) if session.study.alone else 1
-    while len(batch) < most and fruitless < _BATCH:
+    most = min(_PROPOSALS, trials_left(session)) if session.study.alone else 1
+    while len(batch) < most and fruitless < _MOST_REPEATED:
         proposal = session.study.propose()
         config = session.space.config_of(proposal.params, session.memory)
         known = session.find(config)
@@ -183,8 +157,8 @@ def _evaluate_seeds(session: Session) -> None:
         tried = {record.config for record in session.study.records}
         done = sum(record.origin is Origin.SEED and record.launched for record in session.study.records)
         earlier = [config for config in session.earlier if config not in tried]
-        batch = (*earlier, *seeds(session.space, session.memory, session.cost, _BATCH, tried))[
-            : min(_BATCH, wanted - done)
+        batch = (*earlier, *seeds(session.space, session.memory, session.cost, _SEED_BATCH, tried))[
+            : min(_SEED_BATCH, wanted - done)
         ]
         if done >= wanted or not batch:
             break

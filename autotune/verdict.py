@@ -94,7 +94,10 @@ def judge(space: Space, records: list[TrialRecord], race: Race | None, *, interr
         rival=shown.config if shown and not won else None,
         rival_figures=shown_figures if not won else None,
         rival_gain=_screening_gain(records, baseline),
-        reasons=(*_race_reasons(race), *reasons(space, records, name, cache_won)),
+        # Why the cache lost says nothing of another setting's win.
+        reasons=()
+        if kind is VerdictKind.OTHER_SETTING_WINS
+        else (*_race_reasons(race), *reasons(space, records, name, cache_won)),
         cache_idle=space.cache_idle,
         emulated=emulated,
         baseline_config=baseline.config if baseline else None,

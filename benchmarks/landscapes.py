@@ -7,6 +7,7 @@ routing and the throttles are real; the machines are emulated, and every figure 
 
 import argparse
 import gzip
+import math
 import random
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from moetune.autotune.knobs import Choice
 from moetune.autotune.memory import MemoryModel, memory_of
 from moetune.autotune.quality import QualityFigures, QualityReport, judge_quality
 from moetune.autotune.quality_text import quality_text
+from moetune.autotune.race import Rules
 from moetune.autotune.request import SearchRequest
 from moetune.autotune.space import Space, build_space
 from moetune.autotune.trace import build_trace, shape_for
@@ -48,10 +50,10 @@ from moetune.profiles.workload import Workload
 FOLDER = Path(__file__).parent / "results" / "landscapes"
 STARTS = 5
 # More of those whose order five starts cannot tell: so many each, and so many in all where they are few.
-MORE_STARTS = 10
+MORE_STARTS = 40
 _MORE_IN_ALL = 120
 _CLOSE = 1.08
-_MOST_CLOSE = 40
+_MOST_CLOSE = 16
 _LESSONS = 3
 _SLOT_STEP = 2
 DEVICE = "EMU0"
@@ -151,7 +153,12 @@ class Recorded:
     def true_turn_s(self) -> float:
         """What no single search knows: over all starts and samples. Infinite where it does not run."""
         turns = [turn_s(start) for start in self.starts if isinstance(start, Measurement)]
-        return median(turns) if len(turns) == len(self.starts) else float("inf")
+        return median(turns) if len(turns) == len(self.starts) else math.inf
+
+    @cached_property
+    def slow_token_s(self) -> float:
+        """What nine of ten tokens take at most, the median of all starts."""
+        return median(start.slow_token_s for start in self.starts if isinstance(start, Measurement))
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,14 @@ class Recording:
     def optimum(self) -> Recorded:
         """The fastest configuration whose KV types are near-lossless."""
         return min((p for p in self.points if self.admits(p.config)), key=lambda point: point.true_turn_s)
+
+    @cached_property
+    def promotable(self) -> Recorded:
+        """The fastest of these that a race may name: its slow tokens are no slower than those of the fastest stock."""
+        runs = [p for p in self.points if self.admits(p.config) and math.isfinite(p.true_turn_s)]
+        stock = min((p for p in runs if not p.config.has_slots), key=lambda point: point.true_turn_s)
+        bar_s = (1 + Rules().margin) * stock.slow_token_s
+        return min((p for p in runs if p.slow_token_s <= bar_s), key=lambda point: point.true_turn_s)
 
     def admits(self, config: EngineConfig) -> bool:
         """Whether the recorded scores of its KV types are inside the default level."""
@@ -293,7 +308,16 @@ class Replay:
         self.engine_s += sum(
             sum(start.tg_samples_s) + sum(start.warmup_samples_s) + 2 * sum(start.pp_samples_s) for start in ran
         )
-        return replace(ran[len(ran) // 2], load_s=load_s)
+        return self._with_slots_of(config, point, replace(ran[len(ran) // 2], load_s=load_s))
+
+    def _with_slots_of(self, config: EngineConfig, point: Recorded, measured: Measurement) -> Measurement:
+        """Speed is that of the nearest number of slots; memory is known for every one of them."""
+        if config.cache is None or point.config.cache is None:
+            return measured
+        more = config.cache.slots - point.config.cache.slots
+        layers = (layer for layer in self.recording.model.layers if layer.index < config.ram_expert_layers)
+        more_bytes = more * sum(layer.expert_bytes for layer in layers)
+        return replace(measured, slots=measured.slots + more, fast_bytes=measured.fast_bytes + more_bytes)
 
     def score(
         self, base: EngineConfig, others: tuple[EngineConfig, ...], passage: Passage, *, time_limit_s: float

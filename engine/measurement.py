@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
-from statistics import median
+from statistics import median, quantiles
 from typing import Protocol
 
 from moetune.engine.config import EngineConfig
@@ -105,6 +105,11 @@ class Measurement:
     def tg_tps(self) -> float:
         """Token generation, tokens a second over all timed tokens: a mean, because stalls count."""
         return len(self.tg_samples_s) / sum(self.tg_samples_s)
+
+    @property
+    def slow_token_s(self) -> float:
+        """What nine of ten decoded tokens take at most, seconds: the inverse of the p10 speed."""
+        return quantiles(self.tg_samples_s, n=10)[-1] if len(self.tg_samples_s) > 1 else self.tg_samples_s[0]
 
     def turn_s(self, prompt_tokens: int, reply_tokens: int) -> float:
         """Seconds for one request of `prompt_tokens` in and `reply_tokens` out at the measured depth."""

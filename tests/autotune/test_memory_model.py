@@ -208,9 +208,10 @@ def test_a_reserve_of_its_own_replaces_the_usual_one() -> None:
 
 
 def test_a_budget_in_bytes_counts_as_what_it_is() -> None:
-    """Uneven slots take what they are given."""
+    """Uneven slots take what they are given, and at most a page of padding a layer."""
     off, budget = CacheKnobs(slots=0, budget_bytes=0), CacheKnobs(slots=0, budget_bytes=100 * MIB)
-    assert known_bytes(replace(ALL_DENSE, cache=budget)) - known_bytes(replace(ALL_DENSE, cache=off)) == 100 * MIB
+    more_bytes = known_bytes(replace(ALL_DENSE, cache=budget)) - known_bytes(replace(ALL_DENSE, cache=off))
+    assert 0 <= more_bytes - 100 * MIB <= 4096 * moe_model().n_layers
 
 
 def test_packed_copies_for_misses_take_ram() -> None:

@@ -160,6 +160,7 @@ def test_faster_with_worse_stalls_does_not_win() -> None:
     )
     assert result.winner is None
     assert result.arms[0].standing is Standing.STALLS
+    assert result.arms[0].rounds < RULES.most_rounds
 
 
 def test_one_that_stalls_drops_nobody() -> None:

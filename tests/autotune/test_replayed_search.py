@@ -68,7 +68,7 @@ def test_where_the_cache_loses_the_baseline_is_what_is_saved(tmp_path: Path) -> 
     )
     assert not result.verdict.proven
     assert "Nothing beat stock" in result.verdict.sentence
-    assert "the plugin alone takes" in result.verdict.sentence
+    assert "the CPU alone is" in result.verdict.sentence
     profile = profile_of(result, machine_fingerprint="m", machine_label="m", moetune_version="1")
     assert profile is not None
     assert profile.config.cache is None

@@ -40,8 +40,9 @@ from moetune.profiles.schema import Profile, to_data
 from moetune.profiles.store import ProfileStore
 from moetune.profiles.workload import load_workload
 
-# With fewer a race of all finalists could not name anybody.
-_FEWEST_ROUNDS = fewest_that_prove(Rules.risk / SearchRequest.finalists)
+_MOST_FINALISTS = 12
+# With fewer a race of so many could not name anybody.
+_FEWEST_ROUNDS = fewest_that_prove(Rules.risk / _MOST_FINALISTS)
 
 
 def search(
@@ -64,6 +65,9 @@ def search(
     rounds: Annotated[
         int, typer.Option("--rounds", min=_FEWEST_ROUNDS, help="Most rounds of the race; more can prove smaller gains.")
     ] = Rules.most_rounds,
+    finalists: Annotated[
+        int, typer.Option("--finalists", min=1, max=_MOST_FINALISTS, help="Most trials that race the best baseline.")
+    ] = SearchRequest.finalists,
     device: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +128,7 @@ def search(
         budget_s=None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began_s)),
         patience=patience,
         rules=Rules(most_rounds=rounds),
+        finalists=finalists,
         device=fast_tier_name(machine, device, emulated),
         kv_types=competing,
         seed=seed,
