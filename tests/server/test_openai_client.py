@@ -11,6 +11,8 @@ from serving import LIMIT_S, PROMPTS, Server
 
 MODEL = "demo"
 N_TOKENS = 48
+# So many that a client on a busy machine has left long before the last.
+MANY_TOKENS = 200
 
 
 def complete(server: Server, prompt: str, **options: object) -> openai.types.Completion:
@@ -20,8 +22,9 @@ def complete(server: Server, prompt: str, **options: object) -> openai.types.Com
 async def streamed(client: openai.AsyncOpenAI, prompt: str, leave_after: int | None = None) -> str:
     """A greedy text as a streaming client sees it; `leave_after` so many pieces it hangs up."""
     text, n_pieces = "", 0
+    n_tokens = N_TOKENS if leave_after is None else MANY_TOKENS
     stream = await client.completions.create(
-        model=MODEL, prompt=prompt, max_tokens=N_TOKENS, temperature=0, stream=True
+        model=MODEL, prompt=prompt, max_tokens=n_tokens, temperature=0, stream=True
     )
     async with stream:
         async for chunk in stream:
