@@ -188,8 +188,8 @@ def arms_table(scores: Sequence[Score]) -> str:
             rows.append(
                 (
                     name,
-                    _number(median(s.trials for s in mine)),
-                    _number(median(s.engine_s for s in mine)),
+                    _number(median(s.trials for s in mine), f"over {TRIALS}"),
+                    _number(median(s.engine_s for s in mine), "never"),
                     _percent(median(s.regret_of_all for s in mine)),
                     _percent(float(np.quantile([s.regret_of_all for s in mine], 0.95))),
                     sum(s.out_of_memory for s in mine) / len(mine),
@@ -199,34 +199,49 @@ def arms_table(scores: Sequence[Score]) -> str:
     return tabulate(rows, headers=headers, colalign=("left", *("right",) * 5), floatfmt=".1f", disable_numparse=True)
 
 
-def _number(value: float) -> str:
-    return f"over {TRIALS}" if math.isinf(value) else f"{value:.1f}"
+def _number(value: float, never: str) -> str:
+    return never if math.isinf(value) else f"{value:.1f}"
 
 
 def _percent(regret: float) -> str:
     return "nothing ran" if math.isinf(regret) else f"{100 * (regret - 1):.1f} %"
 
 
-def figure(scores: Sequence[Score], path: Path) -> None:
-    """Median regret of what each arm would choose after so many trials, a panel a landscape."""
+Curves = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def curves(scores: Sequence[Score]) -> Curves:
+    """By landscape and arm: median regret, %, of the best measured after so many trials; flat after the last."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in dict.fromkeys(entry.landscape for entry in scores):
+        for arm in ARMS:
+            of_arm = [entry.regrets for entry in scores if entry.arm == arm and entry.landscape == name]
+            if of_arm:
+                filled = [(*curve, *[curve[-1]] * (TRIALS - len(curve)))[:TRIALS] for curve in of_arm]
+                middle = 100 * (np.median(np.array(filled), axis=0) - 1)
+                found.setdefault(name, {})[arm] = [round(float(regret), 2) for regret in middle]
+    return found
+
+
+def figure(by_landscape: Curves, path: Path) -> None:
+    """A panel a landscape."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(entry.landscape for entry in scores))
-    drawing, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), sharey=True, layout="constrained")
-    for panel, landscape in zip(np.atleast_1d(panels), names, strict=True):
-        for arm in ARMS:
-            curves = [entry.regrets for entry in scores if entry.arm == arm and entry.landscape == landscape]
-            if curves:
-                filled = np.array([(*curve, *[curve[-1]] * (TRIALS - len(curve)))[:TRIALS] for curve in curves])
-                middle = 100 * (np.median(filled, axis=0) - 1)
-                panel.plot(range(1, TRIALS + 1), middle, label=arm, lw=2.2 if arm == "moetune" else 1.2)
+    width = 4.2 * len(by_landscape) + 1.6
+    drawing, panels = plt.subplots(
+        1, len(by_landscape), figsize=(width, 3.4), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, (landscape, of_arms) in zip(panels[0], by_landscape.items(), strict=True):
+        for arm, regrets in of_arms.items():
+            panel.plot(range(1, TRIALS + 1), regrets, label=arm, lw=2.2 if arm == "moetune" else 1.2)
         panel.axhline(100 * (WITHIN - 1), color="grey", lw=0.8, ls=":")
         panel.set(title=f"{landscape} (emulated)", xlabel="trials", yscale="symlog", ylim=(0, 300))
-    np.atleast_1d(panels)[0].set_ylabel("median regret, %")
-    np.atleast_1d(panels)[-1].legend(fontsize=8)
+    panels[0][0].set_ylabel("median regret, %")
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    drawing.legend(lines, labels, fontsize=8, loc="outside right center")
     drawing.savefig(path, dpi=150)
 
 
@@ -246,7 +261,8 @@ def report(scores: Sequence[Score]) -> Mapping[str, object]:
         {key: None if value == NEVER else value for key, value in asdict(entry).items() if key != "regrets"}
         for entry in scores
     ]
-    return {"figures": [asdict(entry) | {"met": entry.met} for entry in figures(scores)], "scores": rows}
+    found = [asdict(entry) | {"met": entry.met} for entry in figures(scores)]
+    return {"figures": found, "curves": curves(scores), "scores": rows}
 
 
 def main() -> int:
@@ -271,7 +287,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(report(scores), indent=1), encoding="utf-8")
     if options.figure:
-        figure(scores, options.figure)
+        figure(curves(scores), options.figure)
     return int(not all(entry.met for entry in found))
 
 
