@@ -149,7 +149,7 @@ def test_tables_fit_a_terminal(small: SearchRequest) -> None:
 
 
 def test_the_best_of_another_context_is_tried_first_in_a_new_search(small: SearchRequest, tmp_path: Path) -> None:
-    """As a configuration of the new search, measured again."""
+    """As a configuration of the new search, measured again; with the slots that its baselines leave room for."""
     first = run(replace(small, state_dir=tmp_path, n_trials=12))
     request = replace(small, state_dir=tmp_path, n_ctx=1024)
     (config,) = earlier(request)
@@ -158,7 +158,11 @@ def test_the_best_of_another_context_is_tried_first_in_a_new_search(small: Searc
     assert (config.n_threads, config.n_ubatch, config.type_k) == (best.n_threads, best.n_ubatch, best.type_k)
     assert (config.cache is None) == (best.cache is None)
     second = run(request)
-    assert next(r.config for r in second.records if r.origin is Origin.SEED) == config
+    tried = next(r.config for r in second.records if r.origin is Origin.SEED)
+    assert tried.cache is not None
+    assert config.cache is not None
+    assert 0.9 <= tried.cache.slots / config.cache.slots <= 1.1
+    assert replace(tried, cache=replace(tried.cache, slots=config.cache.slots)) == config
 
 
 def test_only_the_same_model_machine_and_engine_teach(small: SearchRequest) -> None:
