@@ -104,7 +104,8 @@ class Display:
             return ""
         each_s = (time.monotonic() - self._phase_began_s) / self._done
         left_s = each_s * max(0, self._total - self._done)
-        return f"about {left_s / 60:.0f} min left" if left_s >= 90 else f"about {left_s:.0f} s left"
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+        return f"about {left} of this phase left"
 
 
 def _standing(best: TrialRecord | None, baseline: TrialRecord | None) -> str:

@@ -13,6 +13,7 @@ from platformdirs import user_config_path
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile, read_profile, to_yaml
 
+_GGUF = b"GGUF"
 CONFIG_DIR_VARIABLE = "MOETUNE_CONFIG_DIR"
 
 
@@ -175,12 +176,25 @@ def check_writable(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write in one step and durably, over what was there; MoetuneError (STORAGE) when that cannot be."""
+    """Write in one step and durably, over what was there; MoetuneError (STORAGE) when that cannot be.
+
+    Never over a model: a slip of the hand must not cost tens of gigabytes (USAGE).
+    """
+    if _is_model(path):
+        raise MoetuneError(f"{path} is a model and was not written over.", "Name another file.", ExitCode.USAGE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, content)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GGUF)) == _GGUF
+    except OSError:
+        return False
 
 
 def _keys(profile: Profile) -> tuple[str, str, str, int, str]:

@@ -27,6 +27,11 @@ _UNSUPPORTED = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "tool_choice": (None, "auto", "none"),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0, 0.0),
+    "repeat_penalty": (None, 1, 1.0),
+    "repetition_penalty": (None, 1, 1.0),
 }
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -77,7 +82,8 @@ class _Common(_Strict):
     @model_validator(mode="after")
     def _offered(self) -> Self:
         for name, value in (self.model_extra or {}).items():
-            if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
+            # In Python 0 equals False, which for log-probabilities is another wish.
+            if name in _UNSUPPORTED and (type(value), value) not in [(type(v), v) for v in _UNSUPPORTED[name]]:
                 raise ApiError(400, f"'{name}' is not supported by this server.", "unsupported_parameter", name)
         return self
 

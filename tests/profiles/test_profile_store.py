@@ -9,7 +9,7 @@ import pytest
 from moetune.errors import ExitCode, MoetuneError
 from moetune.profiles.schema import Profile, read_profile, to_yaml
 from moetune.profiles.sharing import for_here, for_sharing
-from moetune.profiles.store import ProfileStore, default_root, name_of
+from moetune.profiles.store import ProfileStore, default_root, name_of, write_file
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -60,6 +60,19 @@ def test_saving_again_replaces_and_leaves_nothing_beside_it(store: ProfileStore,
     store.save(replace(profile, gain=1.5))
     assert [item.name for item in path.parent.iterdir()] == [path.name]
     assert found(store, profile) == replace(profile, gain=1.5)
+
+
+def test_a_model_is_never_written_over(tmp_path: Path) -> None:
+    """Whatever else was there is."""
+    model, notes = tmp_path / "model.gguf", tmp_path / "notes.txt"
+    model.write_bytes(b"GGUF and much more")
+    notes.write_bytes(b"old")
+    with pytest.raises(MoetuneError, match="is a model") as refused:
+        write_file(model, b"a command")
+    assert refused.value.code is ExitCode.USAGE
+    assert model.read_bytes() == b"GGUF and much more"
+    write_file(notes, b"new")
+    assert notes.read_bytes() == b"new"
 
 
 def test_a_failed_write_keeps_the_old_profile(

@@ -83,14 +83,15 @@ def _study(of: str, model: Model | None, storage: str | None) -> StoredStudy:
 def _latest(shelf: Shelf, model: Model) -> StoredStudy:
     for error in shelf.unusable:
         note(wrapped(f"warning: {error.cause} {error.remedy}"))
-    if not shelf.studies:
+    measured = [study for study in shelf.studies if study.best is not None]
+    if not measured:
         raise MoetuneError(
             f"No search of {model.name} is remembered.", f"Begin one: moetune search {model.path}", ExitCode.USAGE
         )
-    latest, *others = shelf.studies
+    latest, *others = measured
     if others:
         named = ", ".join(f"{s.key[:8]} ({s.identity.workload}, {s.identity.n_ctx:,})" for s in others[:4])
-        note(wrapped(f"This is the latest of {len(shelf.studies)} studies; others: {named}."))
+        note(wrapped(f"This is the latest of {len(measured)} studies; others: {named}."))
     return latest
 
 
