@@ -19,8 +19,12 @@ demo: $(STAMP)
 	$(TOUR) search $(DEMO) --emulate $(EMULATE) --ctx 512 --trials 8 --rounds 6 --finalists 3
 	$(TOUR) run $(DEMO) --emulate $(EMULATE) -p "def read_lines(path):" --max-tokens 64
 
+# Loads models of many kinds into its own process, where other tests have loaded devices and the plugin before.
+ALONE = tests/engine/test_sequence_context.py
+
 test: lint postgres
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(addprefix --ignore=,$(ALONE))
+	$(BIN)/pytest $(ALONE)
 
 # Builds stock llama.cpp from its source distribution, among other things; about 15 minutes on two cores.
 test-slow: $(STAMP) postgres

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from moetune.autotune.baselines import ALL_ON_DEVICE, EXPERTS_IN_RAM, STOCK_CPU, offloads
@@ -108,7 +109,7 @@ def plan_for(request: SearchRequest, machine: Machine, model: Model, hits: HitCu
     space = build_space(model, machine.cpu, memory, request)
     cost = cost_model(model, machine, memory, shape_for(request.workload, request.n_ctx), hits)
     found = _told_apart(_planned("", config, cost) for config in best(space, memory, cost, _LOOKED_AT))
-    usual = tuple(_planned(name, config, cost) for name, config in _usual(space, memory))
+    usual = tuple(_planned(name, config, cost) for name, config in _usual(space, cost))
     shown = found[0].config if found else usual[0].config
     return Plan(
         space=space,
@@ -135,16 +136,25 @@ def _planned(name: str, config: EngineConfig, cost: CostModel) -> Planned:
     return Planned(name, config, cost.predict(config), *cost.memory.excess_bytes(config))
 
 
-def _usual(space: Space, memory: MemoryModel) -> Iterator[tuple[str, EngineConfig]]:
+def _usual(space: Space, cost: CostModel) -> Iterator[tuple[str, EngineConfig]]:
     default, model = space.default, space.model
     if space.tier is not None and not space.tier.on_host:
         yield ALL_ON_DEVICE, replace(default, gpu_layers=model.n_layers + 1, ram_expert_layers=0)
-        most = next((config for config in offloads(space) if memory.fits_fast(config)), None)
-        if most is not None:
-            yield OFFLOAD, most
+        in_ram = replace(default, ram_expert_layers=model.n_layers)
+        offload = min(_offloads(space, cost.memory), key=cost.turn_s, default=None)
+        if offload is not None and offload != in_ram:
+            yield OFFLOAD, offload
         if model.is_moe:
-            yield EXPERTS_IN_RAM, replace(default, ram_expert_layers=model.n_layers)
+            yield EXPERTS_IN_RAM, in_ram
     yield STOCK_CPU, default.on_cpu
+
+
+def _offloads(space: Space, memory: MemoryModel) -> Iterator[EngineConfig]:
+    """The most layers that fit, with the default micro-batch and with smaller ones, which leave more room."""
+    sizes = [int(n) for n in space.choices("n_ubatch") if int(n) < space.default.n_ubatch]
+    for n_ubatch in (space.default.n_ubatch, *sizes):
+        placements = (replace(config, n_ubatch=n_ubatch) for config in offloads(space))
+        yield from islice((config for config in placements if memory.fits_fast(config)), 1)
 
 
 def _shares(config: EngineConfig, memory: MemoryModel) -> Iterator[Share]:

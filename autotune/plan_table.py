@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 from moetune.autotune.cost import Prediction
-from moetune.autotune.plan import Plan, Planned
+from moetune.autotune.plan import OFFLOAD, Plan, Planned
 from moetune.autotune.words import describe, number
 from moetune.engine.config import KvType
 
@@ -60,6 +60,9 @@ def _configurations(plan: Plan) -> str:
     table = tabulate(rows, headers=headers, colalign=("left", *("right",) * 5), disable_numparse=True)
     layers = plan.space.model.n_layers
     lines = [f"best {at}: {describe(planned.config, layers)}" for at, planned in enumerate(plan.best, 1)]
+    lines += [
+        f"{planned.name}: {describe(planned.config, layers)}" for planned in plan.usual if planned.name == OFFLOAD
+    ]
     lines += [_misfit(planned) for planned in plan.usual if not planned.prediction.fits]
     if not plan.best:
         lines.append("No configuration fits; use more memory, a smaller quantisation or a shorter context (--ctx).")

@@ -19,6 +19,7 @@ from moetune.autotune.table import result_table
 from moetune.autotune.tier import choose_tiers
 from moetune.demo.synthetic.spec import SyntheticSpec
 from moetune.demo.synthetic.writer import write_synthetic
+from moetune.engine.config import KvType
 from moetune.engine.emulator import parse_emulated
 from moetune.engine.model import Model, read_model
 from moetune.engine.runner import EngineRunner, register_emulated
@@ -38,7 +39,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, Ma
     machine = read_machine(Path(model.path))
     workload = replace(WORKLOAD, depth_tokens=16, prompt_tokens=40, reply_tokens=24)
     request = request_for(
-        folder / "s", workload=workload, n_ctx=256, n_trials=3, rules=Rules(most_rounds=4), passes=1, device="EMU0"
+        folder / "s",
+        workload=workload,
+        n_ctx=256,
+        n_trials=3,
+        rules=Rules(most_rounds=4),
+        passes=1,
+        device="EMU0",
+        kv_types=(KvType.F16,),
     )
     console = Console(file=io.StringIO())
     with EngineRunner(model.path, emulated) as runner, Display(console, model.n_layers, emulated=True) as display:
